@@ -1,0 +1,79 @@
+"""Choosing an implementation for a call, and explaining the choice."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from . import registry
+from .config import BACKENDS, ENVIRONMENT_VARIABLE, requested_backend
+from .errors import BackendError, list_reasons
+
+log = logging.getLogger("tilewright")
+
+#: What automatic selection tries, in order, by the device of the call's tensors.
+AUTOMATIC = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+
+_logged: set[tuple[str, str, str]] = set()
+
+
+def candidates(device_type: str) -> tuple[str, ...]:
+    return AUTOMATIC.get(device_type, ("reference",))
+
+
+def select(op_name: str, call: Any, requested: str) -> str:
+    """The backend that serves ``call``. ``requested`` comes from :func:`requested_backend`; ``""`` means automatic.
+
+    A requested backend never falls back: if it cannot serve the call, BackendError says why.
+    """
+    if requested:
+        reason = registry.why_not(op_name, requested, call)
+        if reason is None:
+            return requested
+        others = {b: registry.why_not(op_name, b, call) or "can serve this call" for b in BACKENDS if b != requested}
+        raise BackendError(
+            f"backend {requested!r} cannot serve this {op_name} call: {reason}\nother backends:\n{list_reasons(others)}"
+        )
+    reasons: dict[str, str] = {}
+    for backend in candidates(call[0].device.type):
+        reason = registry.why_not(op_name, backend, call)
+        if reason is None:
+            for skipped, why in reasons.items():
+                _log_skip(op_name, skipped, why, backend)
+            return backend
+        reasons[backend] = reason
+    raise BackendError(f"no backend can serve this {op_name} call:\n{list_reasons(reasons)}")
+
+
+def _log_skip(op_name: str, skipped: str, why: str, chosen: str) -> None:
+    if (op_name, skipped, why) not in _logged:
+        _logged.add((op_name, skipped, why))
+        log.warning("%s: skipping backend %s (%s); using %s", op_name, skipped, why, chosen)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which backend serves a call, how that was decided, and what every backend says about it."""
+
+    op: str
+    chosen: str | None
+    how: str
+    reasons: dict[str, str | None]
+
+    def __str__(self) -> str:
+        verdict = f"runs on {self.chosen}" if self.chosen else "cannot be served"
+        lines = {b: reason or "can serve this call" for b, reason in self.reasons.items()}
+        return f"{self.op} {verdict} ({self.how})\n{list_reasons(lines)}"
+
+
+def explain_call(op_name: str, call: Any, backend: str | None) -> Explanation:
+    requested = requested_backend(backend)
+    reasons = {b: registry.why_not(op_name, b, call) for b in BACKENDS}
+    if requested:
+        source = "backend=" if backend is not None else f"use_backend or {ENVIRONMENT_VARIABLE}"
+        return Explanation(op_name, None if reasons[requested] else requested, f"requested by {source}", reasons)
+    device = call[0].device.type
+    order = candidates(device)
+    chosen = next((b for b in order if reasons[b] is None), None)
+    return Explanation(op_name, chosen, f"automatic for {device} tensors: {', then '.join(order)}", reasons)

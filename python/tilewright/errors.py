@@ -1,0 +1,12 @@
+"""Exceptions. Bad arguments are plain ``ValueError`` and ``TypeError``; these are for calls that are right but not servable."""
+
+from __future__ import annotations
+
+
+class BackendError(RuntimeError):
+    """No implementation can serve this call. The message lists every backend that was considered and its reason."""
+
+
+def list_reasons(reasons: dict[str, str]) -> str:
+    """One indented line per backend."""
+    return "\n".join(f"  {backend}: {reason}" for backend, reason in reasons.items())

@@ -1,0 +1,120 @@
+"""``scaled_dot_product_attention`` with torch's exact signature and semantics, on our kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops._checks import check_float_tensor, check_like, check_number, shape
+from ..ops.attention import attention
+
+
+def _merge_batch(t: Tensor, batch: tuple[int, ...], rank: int) -> Tensor:
+    """(..., S, D) -> (B, H, S, D): leading dimensions are broadcast to ``batch``, the last of them taken as heads."""
+    t = t.expand(*batch, *t.shape[-2:])
+    if rank == 4:
+        return t
+    if rank < 4:
+        return t.reshape((1,) * (4 - rank) + tuple(t.shape))
+    return t.reshape(-1, *t.shape[-3:])
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``torch.nn.functional.scaled_dot_product_attention``, argument for argument.
+
+    Args:
+        query: (..., H, L, E), key: (..., H or Hkv, S, E), value: (..., H or Hkv, S, Ev); 2 or more dimensions; leading
+            dimensions broadcast against each other.
+        attn_mask: bool (True attends) or float (added, gets a gradient), broadcastable to (..., H, L, S). Not together with
+            is_causal.
+        dropout_p: as given, whether or not a model is training.
+        is_causal: top-left alignment: query i sees keys j <= i.
+        scale: 1 / sqrt(E) when None.
+        enable_gqa: allow key and value to have fewer heads, H a multiple of Hkv.
+
+    Returns:
+        (..., H, L, Ev), in query's memory order. A query that the mask excludes entirely gives 0, as in torch.
+
+    Raises:
+        TypeError, ValueError: where torch raises RuntimeError, in words that name the argument.
+    """
+    for name, t in (("query", query), ("key", key), ("value", value)):
+        check_float_tensor(name, t)
+        if t.dim() < 2:
+            raise ValueError(f"{name} has shape {shape(t)}; it must have 2 or more dimensions, (..., S, E)")
+    if not torch.is_autocast_enabled(query.device.type):
+        check_like("key", key, "query", query)
+        check_like("value", value, "query", query)
+    if not isinstance(is_causal, bool):
+        raise TypeError(f"is_causal must be a bool, got {type(is_causal).__name__}")
+    if attn_mask is not None and is_causal:
+        raise ValueError("attn_mask and is_causal=True were both given; put the causal bound into the mask, or drop one")
+    if scale is not None:
+        scale = check_number("scale", scale)
+    if key.shape[-1] != query.shape[-1]:
+        raise ValueError(f"key has last dimension {key.shape[-1]} but query has {query.shape[-1]}; they must be the same")
+    if value.shape[-2] != key.shape[-2]:
+        raise ValueError(f"value has {value.shape[-2]} positions but key has {key.shape[-2]}; they must be the same")
+    batch, rank = _batch_shape(query, key, value, enable_gqa)
+    heads_kv = (*batch[:-1], key.shape[-3]) if enable_gqa else batch
+    q = _merge_batch(query, batch, rank)
+    k, v = _merge_batch(key, heads_kv, rank), _merge_batch(value, heads_kv, rank)
+    mask = _merge_mask(attn_mask, batch, rank, query, key)
+    out = attention(q, k, v, mask=mask, causal="top_left" if is_causal else None, dropout_p=dropout_p, scale=scale)
+    assert isinstance(out, Tensor)
+    return out if rank == 4 else out.reshape(*batch, query.shape[-2], value.shape[-1])
+
+
+def _batch_shape(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[tuple[int, ...], int]:
+    """The leading dimensions of the output, and the rank of the whole."""
+    rank = max(query.dim(), key.dim(), value.dim())
+    leads = [t.shape[:-2] for t in (query, key, value)]
+    if enable_gqa:
+        if any(len(lead) < 1 for lead in leads):
+            raise ValueError("enable_gqa=True needs a head dimension: query, key and value of 3 or more dimensions")
+        heads, heads_k, heads_v = (lead[-1] for lead in leads)
+        if heads_k != heads_v or heads_k == 0 or heads % heads_k != 0:
+            raise ValueError(f"query has {heads} heads, which must be a multiple of those of key ({heads_k}) and value ({heads_v})")
+        leads = [leads[0], (*leads[1][:-1], 1), (*leads[2][:-1], 1)]
+    try:
+        return tuple(torch.broadcast_shapes(*leads)), rank
+    except RuntimeError:
+        hint = "" if enable_gqa else "; for fewer key and value heads pass enable_gqa=True"
+        raise ValueError(
+            f"key and value of shapes {shape(key)}, {shape(value)} do not broadcast against query's {shape(query)}{hint}"
+        ) from None
+
+
+def _merge_mask(mask: Any, batch: tuple[int, ...], rank: int, query: Tensor, key: Tensor) -> Tensor | None:
+    if mask is None:
+        return None
+    target = (*batch, query.shape[-2], key.shape[-2])
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"attn_mask must be a torch.Tensor, got {type(mask).__name__}")
+    if mask.dtype not in (torch.bool, torch.float32, query.dtype):
+        raise TypeError(f"attn_mask has dtype {mask.dtype}; accepted are bool, float32 and query's dtype {query.dtype}")
+    try:
+        fits = torch.broadcast_shapes(mask.shape, target) == torch.Size(target)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"attn_mask of shape {shape(mask)} does not broadcast to {target}")
+    if rank <= 4:
+        return mask
+    while mask.dim() < rank:
+        mask = mask.unsqueeze(0)
+    if math.prod(mask.shape[:-3]) == 1:
+        return mask.reshape(mask.shape[-3:])
+    return mask.expand(*batch[:-1], *mask.shape[-3:]).reshape(-1, *mask.shape[-3:])

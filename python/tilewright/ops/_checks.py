@@ -1,0 +1,104 @@
+"""Argument checks shared by the ops. Each raises one exception that names the argument, what was given and what is accepted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which every backend accumulates: float32, or float64 for float64 tensors."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def shape(t: Tensor) -> str:
+    return str(tuple(t.shape))
+
+
+def check_float_tensor(name: str, t: Any) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
+    if t.dtype not in FLOATS:
+        raise TypeError(f"{name} has dtype {t.dtype}; accepted are float32, float16, bfloat16 and float64")
+    if t.layout != torch.strided:
+        raise TypeError(f"{name} has layout {t.layout}; only dense (torch.strided) tensors are accepted")
+
+
+def check_like(name: str, t: Any, like_name: str, like: Tensor) -> None:
+    """``t`` is a tensor on ``like``'s device, of ``like``'s dtype."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
+    if t.dtype != like.dtype:
+        raise TypeError(f"{name} has dtype {t.dtype} but {like_name} has {like.dtype}; they must be the same")
+    check_device(name, t, like_name, like)
+
+
+def check_device(name: str, t: Tensor, like_name: str, like: Tensor) -> None:
+    if t.device != like.device:
+        raise ValueError(f"{name} is on {t.device} but {like_name} is on {like.device}; they must be on the same device")
+
+
+def check_number(name: str, value: Any) -> float:
+    """A finite Python number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, (torch.SymFloat, torch.SymInt)):
+            return value  # type: ignore[return-value]
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value} must be finite")
+    return float(value)
+
+
+def check_probability(name: str, value: Any) -> float:
+    value = check_number(name, value)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}={value} must be a probability between 0 and 1")
+    return value
+
+
+def check_causal(causal: Any) -> None:
+    if causal not in (None, "top_left", "bottom_right"):
+        raise ValueError(f"causal={causal!r} must be None, 'top_left' (SDPA's alignment) or 'bottom_right' (FlashAttention's)")
+
+
+def check_mask(name: str, mask: Any, target: tuple[int, ...], like_name: str, like: Tensor) -> Tensor:
+    """A bool or float mask that broadcasts to ``target``, padded with leading 1s to its rank."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool and mask.dtype != torch.float32 and mask.dtype != like.dtype:
+        raise TypeError(
+            f"{name} has dtype {mask.dtype}; accepted are bool (True attends), float32, or {like_name}'s dtype {like.dtype} (added)"
+        )
+    check_device(name, mask, like_name, like)
+    if mask.dim() > len(target) or any(m != 1 and m != t for m, t in zip(mask.shape[::-1], target[::-1], strict=False)):
+        raise ValueError(f"{name} of shape {shape(mask)} does not broadcast to {tuple(target)}")
+    while mask.dim() < len(target):
+        mask = mask.unsqueeze(0)
+    return mask
+
+
+def check_lengths(name: str, t: Any, size: int, what: str, like: Tensor) -> None:
+    """An int32 vector of ``size`` entries on ``like``'s device."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be an int32 torch.Tensor, got {type(t).__name__}")
+    if t.dtype != torch.int32:
+        raise TypeError(f"{name} has dtype {t.dtype}; it must be int32")
+    if t.dim() != 1 or t.shape[0] != size:
+        raise ValueError(f"{name} of shape {shape(t)} must have shape ({size},): {what}")
+    check_device(name, t, "q", like)
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Under torch.autocast, float32 and half inputs of matrix products take the autocast dtype, as torch's own do."""
+    first = tensors[0]
+    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(first.device.type)
+    return tuple(
+        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
+    )

@@ -1,0 +1,294 @@
+"""What every op shares: running a canonical call eagerly, under autograd, and as a torch.library operator.
+
+An op's public function validates its arguments into a flat NamedTuple, the *call*, and hands it to its :class:`Op`.
+Plain eager calls go straight to the kernel, inside an ``autograd.Function`` when a gradient is wanted. Everything that
+has to see an operator (torch.compile, fake tensors, dispatch modes, functorch, tensor subclasses) gets
+``torch.ops.tilewright.<name>``, whose implementation and gradient formula are the very same functions.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import registry
+from ..config import requested_backend
+from ..dispatch import select
+
+_LIBRARY = torch.library.Library("tilewright", "DEF")
+
+_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+
+_SCHEMA_TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    int: "SymInt",
+    float: "float",
+    bool: "bool",
+    str: "str",
+    str | None: "str?",
+}
+
+
+class Cost(NamedTuple):
+    """Least work of one call, for rooflines.
+
+    flops: floating-point operations of the matrix products (masked-out pairs are not counted).
+    bytes: each input read once plus each output written once.
+    """
+
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Op:
+    """The contract of one op, in the form that dispatch, autograd and torch.library need.
+
+    call            NamedTuple type of the canonical arguments; the first one is a tensor that fixes the device
+    outputs         names of what a forward returns
+    allocate        uninitialised outputs in their documented shape, dtype and memory layout; also the fake kernel
+    gradient_like   uninitialised gradient of one differentiable input, in its memory layout
+    differentiable  fields with a gradient computed by the backends' backward
+    saved           fields that a backward reads besides the outputs; the others arrive as None
+    intermediates   outputs that exist for the backward only
+    passes_through  fields whose gradient is the output's gradient itself
+    mutates         fields written in place
+    check_values    checks of tensor contents, run right before a kernel when the tensors are in host memory
+    without_grad    the call to make when no gradient is wanted (drop intermediates)
+    """
+
+    name: str
+    call: type
+    outputs: tuple[str, ...]
+    allocate: Callable[[Any], tuple[Tensor, ...]]
+    cost: Callable[[Any], Cost]
+    prepare: Callable[..., Any]
+    differentiable: tuple[str, ...] = ()
+    saved: tuple[str, ...] = ()
+    intermediates: tuple[str, ...] = ()
+    passes_through: tuple[str, ...] = ()
+    mutates: tuple[str, ...] = ()
+    check_values: Callable[[Any], None] | None = None
+    without_grad: Callable[[Any], Any] = field(default=lambda call: call)
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__  # frozen: derived attributes are set once, here
+        fields: tuple[str, ...] = self.call._fields  # type: ignore[attr-defined]
+        set_(self, "_gradient_indices", tuple(fields.index(f) for f in self.differentiable))
+        set_(self, "_any_gradient", tuple(fields.index(f) for f in self.differentiable + self.passes_through))
+        set_(self, "_tensor_indices", tuple(i for i, f in enumerate(fields) if _is_tensor_field(self.call, f)))
+        set_(self, "_saved_indices", tuple(fields.index(f) for f in self.saved))
+        set_(self, "_passed_indices", tuple(fields.index(f) for f in self.passes_through))
+        set_(self, "_function", _register(self))
+
+    # Set in __post_init__.
+    _gradient_indices: tuple[int, ...] = field(init=False, repr=False)
+    _any_gradient: tuple[int, ...] = field(init=False, repr=False)
+    _tensor_indices: tuple[int, ...] = field(init=False, repr=False)
+    _saved_indices: tuple[int, ...] = field(init=False, repr=False)
+    _passed_indices: tuple[int, ...] = field(init=False, repr=False)
+    _function: Any = field(init=False, repr=False)
+
+    def __call__(self, call: Any, backend: str | None) -> tuple[Tensor, ...]:
+        """Run a canonical call on the requested backend (None: the context's choice, or automatic)."""
+        if torch.compiler.is_compiling() or _must_see_operator(call, self._tensor_indices):
+            # The context is read when the operator runs, so that compiled code obeys use_backend as well.
+            if not self._wants_gradient(call):
+                call = self.without_grad(call)
+            outputs: tuple[Tensor, ...] = self._as_tuple(self.operator(*call, backend or ""))
+            return outputs
+        requested = requested_backend(backend)
+        if self._wants_gradient(call):
+            outputs = self._as_tuple(self._function.apply(*call, requested))
+            return outputs
+        return self.run_forward(self.without_grad(call), requested)
+
+    @property
+    def operator(self) -> Any:
+        return getattr(torch.ops.tilewright, self.name).default
+
+    @property
+    def backward_operator(self) -> Any:
+        return getattr(torch.ops.tilewright, f"{self.name}_backward").default
+
+    def _as_tuple(self, outputs: Any) -> tuple[Tensor, ...]:
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def _wants_gradient(self, call: Any) -> bool:
+        if not torch.is_grad_enabled():
+            return False
+        for i in self._any_gradient:
+            t = call[i]
+            if t is not None and t.requires_grad:
+                return True
+        return False
+
+    def run_forward(self, call: Any, requested: str) -> tuple[Tensor, ...]:
+        if self.check_values is not None:
+            self.check_values(call)
+        return registry.load(self.name, select(self.name, call, requested)).forward(call)
+
+    def run_backward(
+        self, call: Any, outputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...], wanted: Sequence[bool], requested: str
+    ) -> tuple[Tensor | None, ...]:
+        backward = registry.load(self.name, select(self.name, call, requested)).backward
+        assert backward is not None, f"{self.name} is registered as differentiable but its backend has no backward"
+        return backward(call, outputs, grads, wanted)
+
+    def save(self, ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+        """What autograd keeps between forward and backward: tensors by save_for_backward, the rest as it is."""
+        ctx.set_materialize_grads(False)
+        if self.intermediates:
+            ctx.mark_non_differentiable(*(o for n, o in zip(self.outputs, outputs, strict=True) if n in self.intermediates))
+        kept = list(inputs[:-1])
+        tensors = []
+        for i in self._tensor_indices:
+            if i in self._saved_indices:
+                tensors.append(kept[i])
+            kept[i] = None
+        ctx.kept, ctx.requested = kept, inputs[-1]
+        ctx.save_for_backward(*tensors, *outputs)
+
+    def gradients(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        """The gradient formula: one entry per field of the call, and one for the backend."""
+        saved = ctx.saved_tensors
+        count = len(self._saved_indices)
+        kept = list(ctx.kept)
+        for i, t in zip(self._saved_indices, saved[:count], strict=True):
+            kept[i] = t
+        call, outputs = self.call(*kept), tuple(saved[count:])
+        results: list[Tensor | None] = [None] * (len(kept) + 1)
+        for i in self._passed_indices:
+            if ctx.needs_input_grad[i]:
+                results[i] = grads[0]
+        wanted = [ctx.needs_input_grad[i] for i in self._gradient_indices]
+        if any(wanted) and any(g is not None for g in grads):
+            for i, g in zip(self._gradient_indices, self._run_backward_anywhere(call, outputs, grads, wanted, ctx.requested), strict=True):
+                results[i] = g
+        return tuple(results)
+
+    def _run_backward_anywhere(
+        self, call: Any, outputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...], wanted: list[bool], requested: str
+    ) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            # create_graph: the reference's gradient can itself be differentiated, a kernel's cannot.
+            return self.run_backward(call, outputs, grads, wanted, "reference")
+        if torch.compiler.is_compiling() or _must_see_operator((*grads, *outputs), range(len(grads) + len(outputs))):
+            grads = (*grads, *[None] * (len(outputs) - len(grads)))
+            found = self.backward_operator(*grads, *outputs, *call, wanted, requested)
+            return tuple(g if want else None for g, want in zip(found, wanted, strict=True))
+        return self.run_backward(call, outputs, grads, wanted, requested)
+
+    def gradient_like(self, call: Any, outputs: tuple[Tensor, ...], name: str) -> Tensor:
+        """An uninitialised gradient of the named input, in the input's own dimension order."""
+        source = getattr(call, name)
+        # An input that was not saved has the shape and dtype of the first output.
+        return torch.empty_like(outputs[0] if source is None else source)
+
+
+def _is_tensor_field(call: type, name: str) -> bool:
+    return typing.get_type_hints(call)[name] in (Tensor, Tensor | None)
+
+
+def _must_see_operator(values: Any, indices: Any) -> bool:
+    """True when something other than plain eager execution is watching: modes, transforms, subclasses."""
+    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    for i in indices:
+        t = values[i]
+        if t is not None and type(t) not in _PLAIN_TENSORS:
+            return True
+    return False
+
+
+def _schema_fields(op: Op) -> str:
+    hints = typing.get_type_hints(op.call)
+    parts = []
+    for i, name in enumerate(op.call._fields):  # type: ignore[attr-defined]
+        type_ = _SCHEMA_TYPES[hints[name]]
+        if name in op.mutates:
+            type_ = f"Tensor({chr(ord('a') + i)}!)"
+        parts.append(f"{type_} {name}")
+    return ", ".join(parts)
+
+
+def _register(op: Op) -> type[torch.autograd.Function]:
+    """Define torch.ops.tilewright.<name> and <name>_backward, and the autograd.Function of the eager path."""
+    n_outputs, n_fields = len(op.outputs), len(op.call._fields)  # type: ignore[attr-defined]
+    returns = ", ".join(f"Tensor {o}" for o in op.outputs)
+    _LIBRARY.define(f"{op.name}({_schema_fields(op)}, str backend) -> ({returns})", tags=(torch.Tag.pt2_compliant_tag,))
+
+    def unwrap(outputs: tuple[Tensor, ...]) -> Any:
+        return outputs if n_outputs > 1 else outputs[0]
+
+    def forward(*args: Any) -> Any:
+        return unwrap(op.run_forward(op.call(*args[:-1]), requested_backend(args[-1] or None)))
+
+    def fake(*args: Any) -> Any:
+        return unwrap(op.allocate(op.call(*args[:-1])))
+
+    _LIBRARY.impl(op.name, forward, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tilewright::{op.name}", fake, lib=_LIBRARY)
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            outputs = op.run_forward(op.call(*args[:-1]), args[-1])
+            op.save(ctx, args, outputs)
+            return unwrap(outputs)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            return op.gradients(ctx, grads)
+
+    Function.__name__ = Function.__qualname__ = f"Tilewright_{op.name}"
+    if not op.differentiable:
+        return Function
+
+    grads_in = ", ".join(f"Tensor? d{o}" for o in op.outputs)
+    outputs_in = ", ".join(f"Tensor {o}" for o in op.outputs)
+    optional = _schema_fields(op)
+    for i in op._tensor_indices:
+        if i not in op._saved_indices:
+            name = op.call._fields[i]  # type: ignore[attr-defined]
+            optional = optional.replace(f"Tensor {name}", f"Tensor? {name}")
+    names = [f"saved_{o}" if o in op.call._fields else o for o in op.outputs]  # type: ignore[attr-defined]
+    outputs_in = ", ".join(f"Tensor {o}" for o in names)
+    _LIBRARY.define(
+        f"{op.name}_backward({grads_in}, {outputs_in}, {optional}, bool[] wanted, str backend) -> Tensor[]",
+        tags=(torch.Tag.pt2_compliant_tag,),
+    )
+
+    def split(args: tuple[Any, ...]) -> tuple[Any, tuple[Tensor, ...], tuple[Tensor | None, ...], list[bool], str]:
+        grads, outputs = args[:n_outputs], args[n_outputs : 2 * n_outputs]
+        call = op.call(*args[2 * n_outputs : 2 * n_outputs + n_fields])
+        return call, outputs, grads, args[-2], args[-1]
+
+    def backward_operator(*args: Any) -> list[Tensor]:
+        call, outputs, grads, wanted, backend = split(args)
+        found = op.run_backward(call, outputs, grads, wanted, requested_backend(backend or None))
+        return [outputs[0].new_empty(0) if g is None else g for g in found]
+
+    def fake_backward(*args: Any) -> list[Tensor]:
+        call, outputs, _, wanted, _ = split(args)
+        return [
+            op.gradient_like(call, outputs, name) if want else outputs[0].new_empty(0)
+            for name, want in zip(op.differentiable, wanted, strict=True)
+        ]
+
+    _LIBRARY.impl(f"{op.name}_backward", backward_operator, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tilewright::{op.name}_backward", fake_backward, lib=_LIBRARY)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        op.save(ctx, inputs, op._as_tuple(output))
+
+    torch.library.register_autograd(
+        f"tilewright::{op.name}", lambda ctx, *grads: op.gradients(ctx, grads), setup_context=setup_context, lib=_LIBRARY
+    )
+    return Function

@@ -1,0 +1,94 @@
+"""The static table of implementations: one row per op and backend.
+
+A row names where an implementation lives; nothing is imported before it is needed. Adding a backend to an op is one
+kernel file and one row here; tests, benchmarks and the command line walk this table.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .config import BACKENDS
+
+Forward = Callable[[Any], tuple[Tensor, ...]]
+Backward = Callable[[Any, tuple[Tensor, ...], tuple[Tensor | None, ...], Sequence[bool]], tuple[Tensor | None, ...]]
+Unsupported = Callable[[Any], str | None]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One op on one backend.
+
+    forward(call)                            -> the op's outputs, in the contract's order and layout
+    backward(call, outputs, grads, wanted)   -> a gradient, or None where not wanted, per differentiable input
+    unsupported(call)                        -> why this call cannot be served, in words, or None when it can
+    """
+
+    forward: Forward
+    backward: Backward | None
+    unsupported: Unsupported
+
+
+TABLE: dict[str, dict[str, str]] = {
+    "attention": {
+        "cpu": "tilewright.backends.cpu:ATTENTION",
+        "reference": "tilewright.backends.reference:ATTENTION",
+    },
+    "varlen_attention": {
+        "cpu": "tilewright.backends.cpu:VARLEN_ATTENTION",
+        "reference": "tilewright.backends.reference:VARLEN_ATTENTION",
+    },
+    "kvcache_attention": {
+        "cpu": "tilewright.backends.cpu:KVCACHE_ATTENTION",
+        "reference": "tilewright.backends.reference:KVCACHE_ATTENTION",
+    },
+    "softmax": {
+        "cpu": "tilewright.backends.cpu:SOFTMAX",
+        "reference": "tilewright.backends.reference:SOFTMAX",
+    },
+    "log_softmax": {
+        "cpu": "tilewright.backends.cpu:LOG_SOFTMAX",
+        "reference": "tilewright.backends.reference:LOG_SOFTMAX",
+    },
+    "ffn": {
+        "cpu": "tilewright.backends.cpu:FFN",
+        "reference": "tilewright.backends.reference:FFN",
+    },
+}
+
+
+@functools.cache
+def unavailable(backend: str) -> str | None:
+    """Why ``backend`` cannot run anything on this machine, or None when it can."""
+    module = importlib.import_module(f"tilewright.backends.{backend}")
+    reason: str | None = module.unavailable()
+    return reason
+
+
+@functools.cache
+def load(op_name: str, backend: str) -> Implementation:
+    """The implementation in that row of the table. Call only when the row exists and the backend is available."""
+    module_name, attribute = TABLE[op_name][backend].split(":")
+    implementation: Implementation = getattr(importlib.import_module(module_name), attribute)
+    return implementation
+
+
+def why_not(op_name: str, backend: str, call: Any) -> str | None:
+    """Why ``backend`` cannot serve ``call``, or None when it can."""
+    reason = unavailable(backend)
+    if reason is not None:
+        return reason
+    if backend not in TABLE[op_name]:
+        return f"has no {op_name} kernel"
+    return load(op_name, backend).unsupported(call)
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend, and None if it can be used on this machine, or else the reason why it cannot."""
+    return {backend: unavailable(backend) for backend in BACKENDS}
