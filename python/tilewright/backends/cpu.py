@@ -163,7 +163,7 @@ def _run_attention_backward(
     p.dout = view(dout)
     if dlse is not None:
         p.dlse = (dlse.data_ptr(), dlse.stride() if dlse.dim() == 3 else (0, *dlse.stride()))
-    dq, dk, dv = (op.gradient_like(call, outputs, n) if want else None for n, want in zip(("q", "k", "v"), wanted, strict=False))
+    dq, dk, dv = (op.gradient_like(call, n) if want else None for n, want in zip(("q", "k", "v"), wanted, strict=False))
     p.dq, p.dk, p.dv = (None if t is None else view(t) for t in (dq, dk, dv))
     # These two are sums over many tiles, so they are accumulated wide and rounded once.
     wide = accumulator(call.q.dtype)

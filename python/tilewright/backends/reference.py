@@ -6,7 +6,8 @@ backward is itself differentiable, which is how every other backend offers secon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,16 +29,33 @@ def _supports_all(call: Any) -> str | None:
     return None
 
 
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Autograd on, also inside an operator's implementation, where the dispatcher has switched its recording off."""
+    key = torch._C.DispatchKey
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for recording in (key.AutogradFunctionality, key.AutogradOther, key.ADInplaceOrView):
+        excluded = excluded.remove(recording)
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded), torch.enable_grad():
+        yield
+
+
+def _in_memory_order(gradient: Tensor, like: Tensor) -> Tensor:
+    return gradient if gradient.stride() == like.stride() else like.copy_(gradient)
+
+
 def _by_autograd(op: Op, forward: Callable[[Any], tuple[Tensor, ...]]) -> Implementation:
     def backward(
         call: Any, outputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...], wanted: Sequence[bool]
     ) -> tuple[Tensor | None, ...]:
         fields = [name for name, want in zip(op.differentiable, wanted, strict=True) if want]
         higher_order = torch.is_grad_enabled()
-        with torch.enable_grad():
+        with _recording():
             # A view of each input, so that the graph below is separate and yet, for a higher order, hangs on the caller's.
             inputs = {f: getattr(call, f) for f in fields}
-            inputs = {f: t.view_as(t) if higher_order and t.requires_grad else t.detach().requires_grad_() for f, t in inputs.items()}
+            inputs = {
+                f: t.view_as(t) if higher_order and t.requires_grad else t.detach().requires_grad_() for f, t in inputs.items()
+            }
             results = forward(call._replace(**inputs))
             pairs = [(r, g) for r, g in zip(results, grads, strict=False) if g is not None and r.requires_grad]
             computed = torch.autograd.grad(
@@ -48,6 +66,8 @@ def _by_autograd(op: Op, forward: Callable[[Any], tuple[Tensor, ...]]) -> Implem
                 allow_unused=True,
                 materialize_grads=True,
             )
+        if not higher_order:
+            computed = tuple(_in_memory_order(g, op.gradient_like(call, f)) for f, g in zip(fields, computed, strict=True))
         by_field = dict(zip(fields, computed, strict=True))
         return tuple(by_field.get(name) for name in op.differentiable)
 

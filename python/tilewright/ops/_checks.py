@@ -45,13 +45,11 @@ def check_device(name: str, t: Tensor, like_name: str, like: Tensor) -> None:
 
 def check_number(name: str, value: Any) -> float:
     """A finite Python number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        if isinstance(value, (torch.SymFloat, torch.SymInt)):
-            return value  # type: ignore[return-value]
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # math.isfinite cannot be traced; NaN fails a comparison too
         raise ValueError(f"{name}={value} must be finite")
-    return float(value)
+    return value if isinstance(value, (float, torch.SymFloat)) else float(value)  # type: ignore[return-value]
 
 
 def check_probability(name: str, value: Any) -> float:

@@ -53,9 +53,9 @@ class Op:
     call            NamedTuple type of the canonical arguments; the first one is a tensor that fixes the device
     outputs         names of what a forward returns
     allocate        uninitialised outputs in their documented shape, dtype and memory layout; also the fake kernel
-    gradient_like   uninitialised gradient of one differentiable input, in its memory layout
     differentiable  fields with a gradient computed by the backends' backward
-    saved           fields that a backward reads besides the outputs; the others arrive as None
+    saved           fields that a backward reads besides the outputs; of the others, an optional one arrives as None and a
+                    required one as the first output, which has its shape and dtype
     intermediates   outputs that exist for the backward only
     passes_through  fields whose gradient is the output's gradient itself
     mutates         fields written in place
@@ -84,24 +84,33 @@ class Op:
         set_(self, "_any_gradient", tuple(fields.index(f) for f in self.differentiable + self.passes_through))
         set_(self, "_tensor_indices", tuple(i for i, f in enumerate(fields) if _is_tensor_field(self.call, f)))
         set_(self, "_saved_indices", tuple(fields.index(f) for f in self.saved))
+        hints = typing.get_type_hints(self.call)
+        set_(self, "_replaced_indices", tuple(i for i, f in enumerate(fields) if hints[f] is Tensor and f not in self.saved))
         set_(self, "_passed_indices", tuple(fields.index(f) for f in self.passes_through))
-        set_(self, "_function", _register(self))
+        eager, transformable = _register(self)
+        set_(self, "_function", eager)
+        set_(self, "_transformable", transformable)
 
     # Set in __post_init__.
     _gradient_indices: tuple[int, ...] = field(init=False, repr=False)
     _any_gradient: tuple[int, ...] = field(init=False, repr=False)
     _tensor_indices: tuple[int, ...] = field(init=False, repr=False)
     _saved_indices: tuple[int, ...] = field(init=False, repr=False)
+    _replaced_indices: tuple[int, ...] = field(init=False, repr=False)
     _passed_indices: tuple[int, ...] = field(init=False, repr=False)
     _function: Any = field(init=False, repr=False)
+    _transformable: Any = field(init=False, repr=False)
 
     def __call__(self, call: Any, backend: str | None) -> tuple[Tensor, ...]:
         """Run a canonical call on the requested backend (None: the context's choice, or automatic)."""
+        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+            outputs: tuple[Tensor, ...] = self._as_tuple(self._transformable.apply(*call, backend or ""))
+            return outputs
         if torch.compiler.is_compiling() or _must_see_operator(call, self._tensor_indices):
             # The context is read when the operator runs, so that compiled code obeys use_backend as well.
             if not self._wants_gradient(call):
                 call = self.without_grad(call)
-            outputs: tuple[Tensor, ...] = self._as_tuple(self.operator(*call, backend or ""))
+            outputs = self._as_tuple(self.operator(*call, backend or ""))
             return outputs
         requested = requested_backend(backend)
         if self._wants_gradient(call):
@@ -162,7 +171,10 @@ class Op:
         kept = list(ctx.kept)
         for i, t in zip(self._saved_indices, saved[:count], strict=True):
             kept[i] = t
-        call, outputs = self.call(*kept), tuple(saved[count:])
+        outputs = tuple(saved[count:])
+        for i in self._replaced_indices:
+            kept[i] = outputs[0]
+        call = self.call(*kept)
         results: list[Tensor | None] = [None] * (len(kept) + 1)
         for i in self._passed_indices:
             if ctx.needs_input_grad[i]:
@@ -185,11 +197,9 @@ class Op:
             return tuple(g if want else None for g, want in zip(found, wanted, strict=True))
         return self.run_backward(call, outputs, grads, wanted, requested)
 
-    def gradient_like(self, call: Any, outputs: tuple[Tensor, ...], name: str) -> Tensor:
+    def gradient_like(self, call: Any, name: str) -> Tensor:
         """An uninitialised gradient of the named input, in the input's own dimension order."""
-        source = getattr(call, name)
-        # An input that was not saved has the shape and dtype of the first output.
-        return torch.empty_like(outputs[0] if source is None else source)
+        return torch.empty_like(getattr(call, name))
 
 
 def _is_tensor_field(call: type, name: str) -> bool:
@@ -218,8 +228,9 @@ def _schema_fields(op: Op) -> str:
     return ", ".join(parts)
 
 
-def _register(op: Op) -> type[torch.autograd.Function]:
-    """Define torch.ops.tilewright.<name> and <name>_backward, and the autograd.Function of the eager path."""
+def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autograd.Function]]:
+    """Define torch.ops.tilewright.<name> and <name>_backward; return the autograd.Functions of plain eager calls and of
+    functorch's, which wants its context set up apart from the forward, and that costs eager calls 10 us."""
     n_outputs, n_fields = len(op.outputs), len(op.call._fields)  # type: ignore[attr-defined]
     returns = ", ".join(f"Tensor {o}" for o in op.outputs)
     _LIBRARY.define(f"{op.name}({_schema_fields(op)}, str backend) -> ({returns})", tags=(torch.Tag.pt2_compliant_tag,))
@@ -247,21 +258,22 @@ def _register(op: Op) -> type[torch.autograd.Function]:
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
             return op.gradients(ctx, grads)
 
-    Function.__name__ = Function.__qualname__ = f"Tilewright_{op.name}"
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        op.save(ctx, inputs, op._as_tuple(output))
+
+    transformable = type(
+        f"{op.name}_transformable",
+        (Function,),
+        {"forward": staticmethod(lambda *args: op.operator(*args)), "setup_context": staticmethod(setup_context)},
+    )
+    Function.__name__ = Function.__qualname__ = op.name
     if not op.differentiable:
-        return Function
+        return Function, transformable
 
     grads_in = ", ".join(f"Tensor? d{o}" for o in op.outputs)
     outputs_in = ", ".join(f"Tensor {o}" for o in op.outputs)
-    optional = _schema_fields(op)
-    for i in op._tensor_indices:
-        if i not in op._saved_indices:
-            name = op.call._fields[i]  # type: ignore[attr-defined]
-            optional = optional.replace(f"Tensor {name}", f"Tensor? {name}")
-    names = [f"saved_{o}" if o in op.call._fields else o for o in op.outputs]  # type: ignore[attr-defined]
-    outputs_in = ", ".join(f"Tensor {o}" for o in names)
     _LIBRARY.define(
-        f"{op.name}_backward({grads_in}, {outputs_in}, {optional}, bool[] wanted, str backend) -> Tensor[]",
+        f"{op.name}_backward({grads_in}, {outputs_in}, {_schema_fields(op)}, bool[] wanted, str backend) -> Tensor[]",
         tags=(torch.Tag.pt2_compliant_tag,),
     )
 
@@ -278,17 +290,14 @@ def _register(op: Op) -> type[torch.autograd.Function]:
     def fake_backward(*args: Any) -> list[Tensor]:
         call, outputs, _, wanted, _ = split(args)
         return [
-            op.gradient_like(call, outputs, name) if want else outputs[0].new_empty(0)
+            op.gradient_like(call, name) if want else outputs[0].new_empty(0)
             for name, want in zip(op.differentiable, wanted, strict=True)
         ]
 
     _LIBRARY.impl(f"{op.name}_backward", backward_operator, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tilewright::{op.name}_backward", fake_backward, lib=_LIBRARY)
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        op.save(ctx, inputs, op._as_tuple(output))
-
     torch.library.register_autograd(
         f"tilewright::{op.name}", lambda ctx, *grads: op.gradients(ctx, grads), setup_context=setup_context, lib=_LIBRARY
     )
-    return Function
+    return Function, transformable

@@ -37,10 +37,13 @@ class AttentionCall(NamedTuple):
 
 def empty_output(q: Tensor, head_dim_v: int) -> Tensor:
     """(B, H, Sq, Dv) in q's memory order: a transposed (B, S, H, D) input gives an output whose transpose is contiguous."""
-    batch, heads, seqlen, _ = q.shape
-    if q.stride(1) < q.stride(2):
-        return q.new_empty((batch, seqlen, heads, head_dim_v)).transpose(1, 2)
-    return q.new_empty((batch, heads, seqlen, head_dim_v))
+    sizes = q.shape[:3]
+    strides = q.stride()
+    if strides[0] >= strides[1] >= strides[2]:
+        return q.new_empty((*sizes, head_dim_v))
+    order = sorted(range(3), key=lambda d: -strides[d])
+    out = q.new_empty((*(sizes[d] for d in order), head_dim_v))
+    return out.permute(*(order.index(d) for d in range(3)), 3)
 
 
 def allocate(call: AttentionCall) -> tuple[Tensor, Tensor]:

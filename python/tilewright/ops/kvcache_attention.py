@@ -164,6 +164,8 @@ def prepare(
         if block_table.dim() != 2 or block_table.shape[0] != batch:
             raise ValueError(f"block_table of shape {shape(block_table)} must be (B, max_pages) with B = {batch}")
         check_device("block_table", block_table, "q", q)
+        if k_cache.shape[2] == 0:
+            raise ValueError("k_cache has pages of size 0; with block_table a page holds at least one position")
         block_table = block_table.contiguous()
         limit = k_cache.shape[2] * block_table.shape[1]
     k, v = _check_new(k, v, q, k_cache, v_cache, layout)

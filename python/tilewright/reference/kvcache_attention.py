@@ -12,11 +12,11 @@ from .attention import attend
 from .varlen_attention import _of_sequence
 
 
-def _positions(call: KvcacheAttentionCall, b: int, first: int, last: int) -> tuple[Tensor | int, Tensor]:
-    """Where positions [first, last) of sequence ``b`` lie: (batch entry or pages, rows within)."""
+def _positions(call: KvcacheAttentionCall, b: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """Where positions [first, last) of sequence ``b`` lie: entries of the cache's first dimension, and rows within."""
     positions = torch.arange(first, last, device=call.q.device)
     if call.block_table is None:
-        return b, positions
+        return torch.full_like(positions, b), positions
     page_size = call.k_cache.shape[2]
     return call.block_table[b].long()[positions // page_size], positions % page_size
 
@@ -29,7 +29,7 @@ def forward(call: KvcacheAttentionCall, compute_dtype: torch.dtype | None = None
         if call.k is not None and call.v is not None:
             length = old + call.k.shape[2]
             where, rows = _positions(call, b, old, length)
-            # Indexing with a number or tensors on both sides of the heads puts positions first: (Snew, Hkv, D).
+            # Indices on both sides of the heads put the positions first: (Snew, Hkv, D).
             call.k_cache[where, :, rows] = call.k[b].transpose(0, 1)
             call.v_cache[where, :, rows] = call.v[b].transpose(0, 1)
         where, rows = _positions(call, b, 0, length)
