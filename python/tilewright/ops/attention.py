@@ -38,8 +38,8 @@ class AttentionCall(NamedTuple):
 def empty_output(q: Tensor, head_dim_v: int) -> Tensor:
     """(B, H, Sq, Dv) in q's memory order: a transposed (B, S, H, D) input gives an output whose transpose is contiguous."""
     sizes = q.shape[:3]
-    strides = q.stride()
-    if strides[0] >= strides[1] >= strides[2]:
+    strides = q.stride()[:3]
+    if strides[0] >= strides[1] >= strides[2] or 0 in strides:  # an expanded dimension has no place in memory
         return q.new_empty((*sizes, head_dim_v))
     order = sorted(range(3), key=lambda d: -strides[d])
     out = q.new_empty((*(sizes[d] for d in order), head_dim_v))
