@@ -1,0 +1,145 @@
+"""The accuracy gate: a kernel's distance from float64, held against the distance of PyTorch's own implementation.
+
+    max error  <= 1.5 * torch's max error  + floor        mean error <= 1.1 * torch's mean error + floor
+
+The gate is the same on every machine, for every output and every gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_RATIO = 1.5
+MEAN_RATIO = 1.1
+
+# The floors are what storing the result costs, so that a kernel is not failed because torch's own errors happened to
+# cancel to zero. eps is the gap between 1.0 and the next number of the tensor's dtype.
+#   max:  eps * max|reference| is one to two units in the last place of the largest element: one rounding of the result
+#         (half a unit) and one of the value that was rounded.
+#   mean: rounding once to nearest errs by a quarter of a unit on average, and a unit is at most eps * |element|.
+MAX_FLOOR = 1.0
+MEAN_FLOOR = 0.25
+
+# For float64 tensors the reference has their own precision: its rounding, several units for sums over some hundred terms,
+# is part of the distance. A float32 computation is still 2^29 units away.
+FLOAT64_FLOOR_FACTOR = 32.0
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Distances of one tensor from the reference, over the elements where the reference is finite.
+
+    largest, total: of the absolute errors; count: elements; misplaced: elements that are not finite where the reference is,
+    or are not the same infinity where it is not.
+    """
+
+    largest: float
+    total: float
+    count: int
+    misplaced: int
+    first_misplaced: str = ""
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else 0.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Magnitude of a reference tensor: what the floors are proportional to."""
+
+    largest: float
+    total: float
+    count: int
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output or gradient (``d`` + its argument's name) of one case: errors, torch's errors, limits and the verdict."""
+
+    tensor: str
+    max_error: float
+    mean_error: float
+    torch_max_error: float
+    torch_mean_error: float
+    max_limit: float
+    mean_limit: float
+    problem: str | None
+
+    @property
+    def passed(self) -> bool:
+        return self.problem is None
+
+    @property
+    def used(self) -> float:
+        """The larger of error / limit, for max and mean; above 1 is a failure."""
+        return max(_ratio(self.max_error, self.max_limit), _ratio(self.mean_error, self.mean_limit))
+
+
+def _ratio(error: float, limit: float) -> float:
+    if math.isnan(error):
+        return math.inf
+    return 0.0 if error == 0.0 else (error / limit if limit > 0.0 else math.inf)
+
+
+def measure(actual: Tensor, reference: Tensor) -> Errors:
+    """``actual``, of any dtype, against ``reference``, float64, of the same shape."""
+    if reference.isnan().any():
+        raise ValueError("the float64 reference holds NaN: the case itself is wrong")
+    wide = actual.detach().to(torch.float64)
+    finite = reference.isfinite()
+    # Infinities count as misplaced unless the reference has the same one in the same place; NaN equals nothing.
+    misplaced = torch.where(finite, ~wide.isfinite(), wide != reference)
+    difference = (wide - reference).abs().masked_fill(~finite | misplaced, 0.0)
+    count = int(misplaced.sum())
+    first = ""
+    if count:
+        position = misplaced.nonzero()[0].tolist()
+        index = tuple(position)
+        first = f"{float(wide[index])} at {position} where the reference is {float(reference[index]):.6g}"
+    largest = float(difference.max()) if difference.numel() else 0.0
+    return Errors(largest, float(difference.sum()), int(finite.sum()), count, first)
+
+
+def magnitude(reference: Tensor) -> Scale:
+    finite = reference.masked_fill(~reference.isfinite(), 0.0).abs()
+    return Scale(float(finite.max()) if finite.numel() else 0.0, float(finite.sum()), int(reference.isfinite().sum()))
+
+
+def compare(
+    tensor: str, dtype: torch.dtype, ours: Sequence[Errors], torch_errors: Sequence[Errors], scales: Sequence[Scale]
+) -> Comparison:
+    """The verdict on one tensor over one or more draws of its case. Errors of all draws are pooled before they are compared."""
+    eps = torch.finfo(dtype).eps * (FLOAT64_FLOOR_FACTOR if dtype == torch.float64 else 1.0)
+    max_error, mean_error = _pool(ours)
+    torch_max, torch_mean = _pool(torch_errors)
+    max_limit = MAX_RATIO * torch_max + MAX_FLOOR * eps * max(s.largest for s in scales)
+    mean_limit = MEAN_RATIO * torch_mean + MEAN_FLOOR * eps * _mean(scales)
+    problem = None
+    wrong = next((e for e in ours if e.misplaced), None)
+    if wrong is not None:
+        problem = f"{wrong.misplaced} elements are not finite, or not the right infinity; the first is {wrong.first_misplaced}"
+        max_error = mean_error = math.nan
+    elif max_error > max_limit:
+        problem = f"max error {max_error:.3g} > {max_limit:.3g} = {MAX_RATIO} * torch's {torch_max:.3g} + floor"
+    elif mean_error > mean_limit:
+        problem = f"mean error {mean_error:.3g} > {mean_limit:.3g} = {MEAN_RATIO} * torch's {torch_mean:.3g} + floor"
+    return Comparison(tensor, max_error, mean_error, torch_max, torch_mean, max_limit, mean_limit, problem)
+
+
+def _mean(parts: Sequence[Errors] | Sequence[Scale]) -> float:
+    count = sum(p.count for p in parts)
+    return sum(p.total for p in parts) / count if count else 0.0
+
+
+def _pool(errors: Sequence[Errors]) -> tuple[float, float]:
+    return max(e.largest for e in errors), _mean(errors)
