@@ -22,8 +22,8 @@ class LayerCache(NamedTuple):
 class KVCache:
     """Keys and values of every layer, (layers, B, H, S_max, D) each, and how many tokens each sequence holds.
 
-    Sequences may differ in length: ``seqlens`` (B,) int32 counts each one's tokens, so a batch of different prompts needs
-    no padding inside the cache and no mask. A sequence's memory stays where it is from the first token to the last.
+    Sequences may differ in length: ``seqlens`` (B,) int32 counts each one's tokens, so a batch of different prompts
+    needs no padding inside the cache and no mask. The memory never moves.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class KVCache:
         ):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        # Zeros, not empty: slots past a sequence's end are excluded by length, but must not hold NaN bit patterns that a
-        # tile-wide 0 * x would spread.
+        # Zeros, not empty: slots past a sequence's end are excluded by length, but must not hold NaN bit patterns that
+        # a tile-wide 0 * x would spread.
         self.k = torch.zeros(layers, batch, heads, capacity, head_dim, dtype=dtype, device=device)
         self.v = torch.zeros_like(self.k)
         self.seqlens = torch.zeros(batch, dtype=torch.int32, device=device)

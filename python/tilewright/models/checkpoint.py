@@ -56,9 +56,9 @@ def _read_weights(source: Source, device: torch.device) -> dict[str, Tensor]:
     if found is None:
         if source.find(*_PICKLE) is not None:
             raise ValueError(
-                f"{source.name} has its weights as a pickle only ({_PICKLE[0]}), which can run code when opened and is not read here. "
-                f"Convert it once with transformers: AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER), "
-                f"then load FOLDER"
+                f"{source.name} has its weights as a pickle only ({_PICKLE[0]}), which can run code when opened and is "
+                f"not read here. Convert it once with transformers, "
+                f"AutoModelForCausalLM.from_pretrained({source.name!r}).save_pretrained(FOLDER), and load FOLDER"
             )
         raise FileNotFoundError(f"{source.name} has neither {_WEIGHTS} nor {_INDEX}")
     tensors: dict[str, Tensor] = {}
@@ -107,7 +107,8 @@ def _match(tensors: dict[str, Tensor], model: GPT, where: str) -> None:
         head = tensors.setdefault("lm_head.weight", tensors["wte.weight"])
         if head is not tensors["wte.weight"] and not torch.equal(head, tensors["wte.weight"]):
             raise ValueError(
-                f"{where}: tie_word_embeddings is true, but lm_head.weight differs from wte.weight; set it to false in config.json"
+                f"{where}: tie_word_embeddings is true, but lm_head.weight differs from wte.weight; "
+                f"set it to false in config.json to keep both"
             )
     problems = [f"missing: {name} {tuple(t.shape)}" for name, t in expected.items() if name not in tensors]
     for name, tensor in tensors.items():

@@ -37,7 +37,8 @@ _ALIASES = {
 }
 
 # Settings of a config.json that change what a model computes and that this one does not do. Each is refused unless it
-# is absent or falsy. reorder_and_upcast_attn is not among them: it asks for a softmax in float32, which is always so here.
+# is absent or falsy. reorder_and_upcast_attn is not among them: it asks for a softmax in float32, as always
+# here.
 _REFUSED = {
     "add_cross_attention": "cross-attention layers are not part of this decoder",
     "is_encoder_decoder": "an encoder-decoder is not a GPT",
@@ -54,7 +55,8 @@ class GPTConfig:
     n_inner: width of the feed-forward layer; None means ``4 * n_embd``.
     activation_function: a name from :data:`ACTIVATIONS` (Hugging Face's names).
     resid_pdrop, embd_pdrop, attn_pdrop: dropout probabilities, used in training only.
-    scale_attn_weights: divide scores by sqrt(head_dim); scale_attn_by_inverse_layer_idx: and by the block's number from 1.
+    scale_attn_weights: divide scores by sqrt(head_dim).
+    scale_attn_by_inverse_layer_idx: also divide them by the block's number, from 1.
     bos_token_id, eos_token_id: recorded for tokenizers and generation; None where there is none.
 
     Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
@@ -134,8 +136,9 @@ class GPTConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> GPTConfig:
         """From the contents of a GPT-2 ``config.json``.
 
-        Missing entries take GPT-2's defaults, as in transformers. Entries without a meaning here (task settings, summary
-        heads) are ignored; entries that would change what the model computes raise ``ValueError`` with the reason.
+        Missing entries take GPT-2's defaults, as in transformers. Entries without a meaning here (task settings,
+        summary heads) are ignored; entries that would change what the model computes raise ``ValueError`` with the
+        reason.
         """
         model_type = values.get("model_type", "gpt2")
         if model_type != "gpt2":

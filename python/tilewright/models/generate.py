@@ -38,13 +38,13 @@ def generate(
 ) -> Tensor:
     """Continue each prompt; returns (B * num_return_sequences, T) int64.
 
-    A row is its prompt, left-padded to the longest prompt of the batch, then its new tokens: ``out[:, width:]`` is what was
-    generated, where ``width`` is the longest prompt's length. A finished sequence is filled with the stop token that ended it,
-    and generation ends early when all are finished. The B prompts' continuations follow one another: row b * n + i is the
-    i-th continuation of prompt b.
+    A row is its prompt, left-padded to the longest prompt of the batch, then its new tokens: ``out[:, width:]`` was
+    generated, where ``width`` is the longest prompt's length. A finished sequence is filled with the stop token that
+    ended it, and generation ends early when all are finished. Row b * num_return_sequences + i is the i-th continuation
+    of prompt b.
 
-    input_ids: (B, S) integer tensor, with ``attention_mask`` (B, S) where some of it is padding; or a list of token lists
-        of any lengths, each at least 1.
+    input_ids: (B, S) integer tensor, with ``attention_mask`` (B, S) where some of it is padding; or a list of token
+        lists of any lengths, each at least 1.
     max_new_tokens or max_length (one of them): how many tokens to add at most, or the longest row, prompt included.
         Rows never grow past n_positions, which is also what neither given means.
     do_sample: draw tokens instead of taking the likeliest. temperature, top_k and top_p shape the distribution, in that
@@ -52,7 +52,8 @@ def generate(
     repetition_penalty: also applies to greedy generation; counts the prompt, not its padding.
     stop_token: a token or several; "eos": the configuration's; None: run to the length limit.
     seed: of a generator used for this call only; the global random state is never touched. None takes a fresh seed.
-    use_cache: keep keys and values between steps. Greedy tokens are the same either way; without it every step recomputes all.
+    use_cache: keep keys and values between steps. Greedy tokens are the same either way; without it every step
+        recomputes all.
     on_token: see :data:`OnToken`; for progress bars and streaming.
 
     The model runs in evaluation mode and is left in the mode it came in.
@@ -126,7 +127,8 @@ def _left_padded(
             )
         if attention_mask is not None and tuple(attention_mask.shape) != tuple(input_ids.shape):
             raise ValueError(
-                f"attention_mask of shape {tuple(attention_mask.shape)} must have input_ids' shape {tuple(input_ids.shape)}"
+                f"attention_mask of shape {tuple(attention_mask.shape)} must have input_ids' shape, "
+                f"{tuple(input_ids.shape)}"
             )
         mask = (
             torch.ones_like(input_ids, dtype=torch.bool)

@@ -28,7 +28,7 @@ IGNORE_INDEX = -100
 
 @dataclass
 class GPTOutput:
-    """logits (B, S, V), or (B, 1, V) for ``last_token_only``; loss: scalar, or None without targets; cache: the one given."""
+    """logits (B, S, V), (B, 1, V) for ``last_token_only``; loss: scalar, None without targets; cache: the one given."""
 
     logits: Tensor
     loss: Tensor | None = None
@@ -96,7 +96,8 @@ class GPT(nn.Module):
         if isinstance(module, Conv1D):
             module.bias.zero_()
         if isinstance(module, (SelfAttention, FeedForward)):
-            # Every block adds two terms to the residual stream; this keeps its variance independent of depth (the paper's 2.3).
+            # Every block adds two terms to the residual stream; this keeps its variance independent of depth
+            # (section 2.3 of the paper).
             module.c_proj.weight.normal_(0.0, std / math.sqrt(2 * self.config.n_layer))
 
     @classmethod
@@ -114,7 +115,7 @@ class GPT(nn.Module):
         return checkpoint.load(cls, name_or_folder, dtype=dtype, device=device)
 
     def save_pretrained(self, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
-        """Write ``config.json`` and ``model.safetensors`` as transformers does, so that either library loads the folder.
+        """Write ``config.json`` and ``model.safetensors`` as transformers does; either library loads the folder.
 
         tokenizer: written beside them when given.
         """
@@ -165,8 +166,8 @@ class GPT(nn.Module):
         input_ids: (B, S) int32 or int64, S at least 1.
         targets: (B, S), the token that should FOLLOW each position (already shifted); -100 is left out of the loss, the
             mean cross entropy in nats. With no target at all the loss is 0.
-        attention_mask: (B, S) bool or int, nonzero at real tokens, zero at padding (left, right or between). Padding takes
-            no part in anything; logits at its positions mean nothing.
+        attention_mask: (B, S) bool or int, nonzero at real tokens, zero at padding (left, right or between). Padding
+            takes no part in anything; logits at its positions mean nothing.
         position_ids: (S,), (1, S) or (B, S). By default real tokens count from 0, or from what the cache holds.
         cache: from :meth:`make_cache`; input_ids then continues its sequences and is appended to it. Inference only.
         last_token_only: compute logits of each sequence's last real token only.
@@ -175,8 +176,8 @@ class GPT(nn.Module):
         batch, length = input_ids.shape
         order = lengths = None
         if attention_mask is not None:
-            # Move padding to the right of each row, keeping the order of real tokens. Causality then hides it from every
-            # real token, cached or not, so that no kernel needs a mask.
+            # Move padding to the right of each row, keeping the order of real tokens. Causality then hides it from
+            # every real token, cached or not, so that no kernel needs a mask.
             real = attention_mask != 0
             order = torch.argsort(real.logical_not().to(torch.uint8), dim=1, stable=True)
             lengths = real.sum(1)
@@ -233,7 +234,7 @@ class GPT(nn.Module):
         shape = tuple(input_ids.shape)
         if cache is None and shape[1] > self.config.n_positions:
             raise ValueError(
-                f"input_ids is {shape[1]} tokens long; positions are learned up to n_positions={self.config.n_positions}"
+                f"input_ids is {shape[1]} tokens long; positions end at n_positions={self.config.n_positions}"
             )
         if targets is not None:
             _check_ids("targets", targets, self.config.vocab_size, ignored=IGNORE_INDEX)
@@ -251,7 +252,8 @@ class GPT(nn.Module):
             _check_ids("position_ids", position_ids, self.config.n_positions)
             if tuple(position_ids.shape) not in (shape[1:], (1, shape[1]), shape):
                 raise ValueError(
-                    f"position_ids of shape {tuple(position_ids.shape)} must have shape ({shape[1]},), (1, {shape[1]}) or {shape}"
+                    f"position_ids of shape {tuple(position_ids.shape)} must have shape ({shape[1]},), "
+                    f"(1, {shape[1]}) or {shape}"
                 )
         if cache is not None:
             if self.training or torch.is_grad_enabled():

@@ -15,7 +15,7 @@ class Source(Protocol):
     name: str
 
     def find(self, *filenames: str) -> Path | None:
-        """The first of ``filenames`` that exists, else None. Raises ``FileNotFoundError`` where that cannot be known."""
+        """The first of ``filenames`` that exists, else None; ``FileNotFoundError`` where that cannot be known."""
 
 
 class LocalFolder:
@@ -27,14 +27,14 @@ class LocalFolder:
 
 
 class HubRepository:
-    """A repository by name: files come from the local cache, and from the network only where the cache has none of them."""
+    """A repository by name: files come from the local cache, else over the network."""
 
     def __init__(self, name: str) -> None:
         try:
             import huggingface_hub
         except ImportError as error:
             raise ImportError(
-                f"{name!r} is not a local folder, and finding it in the Hugging Face hub needs huggingface_hub: {_EXTRA}"
+                f"{name!r} is not a local folder, and looking in the Hugging Face hub needs huggingface_hub: {_EXTRA}"
             ) from error
         self.name, self._hub = name, huggingface_hub
 
@@ -55,7 +55,8 @@ class HubRepository:
                     continue
             return None
         except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-            reason = f"its {' or '.join(filenames)} is not in the local cache, and the hub cannot be reached ({_first_line(error)})"
+            wanted = " or ".join(filenames)
+            reason = f"its {wanted} is not in the local cache, and the hub cannot be reached ({_first_line(error)})"
         except errors.GatedRepoError as error:
             reason = f"the repository is gated: accept its terms and log in ({_first_line(error)})"
         except errors.RepositoryNotFoundError as error:
@@ -86,9 +87,9 @@ def open_source(name_or_folder: str | Path) -> Source:
 
 def _not_found(name: str, reason: str) -> str:
     return (
-        f"{name!r}: {reason}. Two ways to load a checkpoint: (1) give a local folder that holds config.json and model.safetensors; "
-        f"(2) give the name of a hub repository such as 'gpt2', with network access, or after `hf download NAME` "
-        f"(formerly `huggingface-cli download NAME`) has put it into the Hugging Face cache"
+        f"{name!r}: {reason}. Two ways to load a checkpoint: (1) give a local folder that holds config.json and "
+        f"model.safetensors; (2) give the name of a hub repository such as 'gpt2', with network access, or after "
+        f"`hf download NAME` (formerly `huggingface-cli download NAME`) has put it into the Hugging Face cache"
     )
 
 

@@ -65,7 +65,7 @@ class SelfAttention(nn.Module):
         self.c_proj = Conv1D(width, width)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """x (B, S, C) -> (B, S, C). With a cache, x continues the cached sequences and its keys and values join them."""
+        """x (B, S, C) -> (B, S, C). With a cache, x continues the cached sequences and joins them."""
         batch, length, width = x.shape
         # q, k, v (B, S, H, D): views into the fused projection, which the op reads in place.
         q, k, v = self.c_attn(x).view(batch, length, 3, self.heads, width // self.heads).unbind(2)

@@ -100,7 +100,7 @@ class ByteTokenizer:
 
 
 class BPETokenizer:
-    """A byte-pair encoding read by the ``tokenizers`` library (Sennrich et al., 2016; byte-level: Radford et al., 2019)."""
+    """A byte-pair encoding read by the ``tokenizers`` library (Sennrich et al., 2016; over bytes: Radford, 2019)."""
 
     def __init__(self, tokenizer: Any, eos_token: str | None = END_OF_TEXT) -> None:
         """tokenizer: a ``tokenizers.Tokenizer``; eos_token: its end-of-text token, if it has one of that name."""
@@ -141,8 +141,8 @@ class BPETokenizer:
 def load_tokenizer(name_or_folder: str | Path | None) -> Tokenizer:
     """The tokenizer beside a checkpoint; None is the built-in :class:`ByteTokenizer`.
 
-    name_or_folder: as :meth:`tilewright.models.GPT.from_pretrained` takes it. Reads tokenizer.json, or GPT-2's vocab.json and
-    merges.txt; either needs the ``tokenizers`` library, except for a ByteTokenizer that was saved.
+    name_or_folder: as :meth:`tilewright.models.GPT.from_pretrained` takes it. Reads tokenizer.json, or GPT-2's
+    vocab.json and merges.txt; either needs the ``tokenizers`` library, except for a ByteTokenizer that was saved.
     Raises ``FileNotFoundError`` when there is neither.
     """
     if name_or_folder is None:
@@ -166,7 +166,8 @@ def load_tokenizer(name_or_folder: str | Path | None) -> Tokenizer:
 def byte_alphabet() -> Sequence[str]:
     """The printable character by which a byte-level BPE vocabulary writes each byte.
 
-    Bytes that print as themselves in Latin-1 stand for themselves; the others, in order, take the characters from U+0100.
+    Bytes that print as themselves in Latin-1 stand for themselves; the others, in order, take the characters from
+    U+0100.
     """
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     spare = iter(range(256, 512))

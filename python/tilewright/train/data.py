@@ -83,9 +83,9 @@ def make_corpus(
 ) -> Corpus:
     """Tokenize texts and split them.
 
-    The documents are put in a random order (fixed by ``seed``), joined with an end-of-text token after each, and the last
-    ``validation_fraction`` of the tokens is the validation split: other documents than those trained on, except the one at
-    the cut. tokenizer: None is bytes.
+    The documents are put in a random order (fixed by ``seed``), joined with an end-of-text token after each, and the
+    last ``validation_fraction`` of the tokens is the validation split: other documents than those trained on, except
+    the one at the cut. tokenizer: None is bytes.
     """
     if not 0.0 < validation_fraction < 1.0:
         raise ValueError(f"validation_fraction={validation_fraction} must be between 0 and 1")

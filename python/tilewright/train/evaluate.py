@@ -13,10 +13,10 @@ from .data import windows
 def evaluate_loss(
     model: GPT, tokens: Tensor, *, seq_len: int, batch_size: int = 16, max_batches: int | None = None
 ) -> float:
-    """Mean cross entropy in nats per token over windows spread evenly over ``tokens``; its exponential is the perplexity.
+    """Mean cross entropy, nats per token, over windows spread evenly over ``tokens``. Its exp is the perplexity.
 
-    tokens: (N,) integers, N > seq_len. The windows do not overlap when they cover everything (max_batches None: up to the last
-    full window). Deterministic: nothing random, dropout off; the model is left in the mode it came in.
+    tokens: (N,) integers, N > seq_len. The windows do not overlap when they cover everything (max_batches None: up to
+    the last full window). Deterministic: nothing random, dropout off; the model is left in the mode it came in.
     """
     if tokens.dim() != 1 or len(tokens) <= seq_len:
         raise ValueError(f"tokens of shape {tuple(tokens.shape)} must be 1-D and more than seq_len={seq_len}")

@@ -1,4 +1,4 @@
-"""Pretraining a language model from scratch: AdamW, linear warm-up and cosine decay, and runs that resume bit for bit."""
+"""Pretraining from scratch: AdamW, linear warm-up and cosine decay, and runs that resume bit for bit."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from .state import read_state, write_state
 class Settings:
     """What determines a run besides model and data; a resumed run must have the same.
 
-    steps: optimizer steps. batch_size: sequences per step, worked on in ``grad_accum`` equal parts (which changes memory, not
-    the result, beyond rounding and the random draws of dropout). seq_len: tokens per sequence.
-    lr: the highest learning rate, reached after ``warmup_steps``, then cosine decay to ``min_lr_ratio * lr`` (Loshchilov and
-    Hutter, "SGDR", 2017). weight_decay: of matrices and embeddings only. grad_clip: largest gradient norm, 0 for no limit.
+    steps: optimizer steps. batch_size: sequences per step, worked on in ``grad_accum`` equal parts (which changes
+    memory, not the result, beyond rounding and the random draws of dropout). seq_len: tokens per sequence.
+    lr: the highest learning rate, reached after ``warmup_steps``, then cosine decay to ``min_lr_ratio * lr``
+    (Loshchilov and Hutter, "SGDR", 2017). weight_decay: of matrices and embeddings only. grad_clip: largest gradient
+    norm, 0 for no limit.
     autocast: None, torch.bfloat16, or torch.float16 with loss scaling.
     time_limit_s: end early, with the learning rate fully decayed, after this many seconds; None: no limit.
     """
@@ -92,7 +93,7 @@ class History:
 @dataclass(frozen=True)
 class StepInfo:
     """After a step. step: steps done (from 1); grad_norm: before clipping; elapsed_s: since pretrain was called;
-    progress: the share of the run that is done, by steps or by time; validation_loss: None where it was not measured."""
+    progress: the share of the run that is done, by steps or by time; validation_loss: None if not measured."""
 
     step: int
     steps: int
@@ -137,13 +138,13 @@ def pretrain(
 
     eval_every: measure the validation loss (on at most eval_batches batches) every so many steps, and after the last.
     on_step: called after each step; an exception it raises, KeyboardInterrupt included, ends the run.
-    checkpoint_folder: gets config.json and model.safetensors (loadable with ``GPT.from_pretrained``), training_state.pt and,
-        when given, the tokenizer, every checkpoint_every steps and at the end; an earlier checkpoint is replaced.
-    resume: go on from checkpoint_folder's training_state.pt. The weights then become exactly those of an uninterrupted run of
-        the same settings, backend and machine. (With time_limit_s the learning rate follows the clock, so not then.)
+    checkpoint_folder: gets config.json and model.safetensors (loadable with ``GPT.from_pretrained``), training_state.pt
+        and, when given, the tokenizer, every checkpoint_every steps and at the end; an earlier checkpoint is replaced.
+    resume: go on from checkpoint_folder's training_state.pt. The weights then become exactly those of an uninterrupted
+        run of the same settings, backend and machine. With time_limit_s the learning rate follows the clock, so not then.
 
-    Randomness (batches and dropout) comes from ``seed``; torch's global random state is put back afterwards. The model is left
-    in evaluation mode. Raises ``FloatingPointError`` when the loss is not finite.
+    Randomness (batches and dropout) comes from ``seed``; torch's global random state is put back afterwards. The model
+    is left in evaluation mode. Raises ``FloatingPointError`` when the loss is not finite.
     """
     settings = Settings(
         steps,
@@ -211,7 +212,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas, fused=True
         )
-        # Gradients in float16 underflow; multiplying the loss keeps them in range. Disabled, it passes everything through.
+        # Gradients in float16 underflow; multiplying the loss keeps them in range. Disabled, it does nothing.
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=settings.autocast == torch.float16)
         self.done = 0
         self.history = History()
@@ -249,7 +250,8 @@ class Run:
         loss_value = float(total)
         if not math.isfinite(loss_value):
             raise FloatingPointError(
-                f"the loss became {loss_value} at step {self.done + 1}; a lower lr (now {lr:.2e}) or more warmup_steps usually helps"
+                f"the loss became {loss_value} at step {self.done + 1}; a lower lr (now {lr:.2e}) or more warmup_steps "
+                f"usually helps"
             )
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip or math.inf)
