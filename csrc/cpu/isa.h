@@ -7,6 +7,7 @@ namespace tilewright {
 
 struct CpuKernels {
   const char* name;
+  bool (*supported)();  // by the CPU we run on
   Status (*attention_forward)(const AttentionParams&);
   Status (*attention_backward)(const AttentionParams&);
   Status (*kvcache_attention)(const AttentionParams&);
@@ -16,26 +17,31 @@ struct CpuKernels {
   Status (*ffn_backward)(const FfnParams&);
 };
 
-#define TW_DECLARE_ISA(isa)                               \
-  namespace isa {                                         \
-  Status attention_forward(const AttentionParams&);       \
-  Status attention_backward(const AttentionParams&);      \
-  Status kvcache_attention(const AttentionParams&);       \
-  Status softmax_forward(const SoftmaxParams&);           \
-  Status softmax_backward(const SoftmaxParams&);          \
-  Status ffn_forward(const FfnParams&);                   \
-  Status ffn_backward(const FfnParams&);                  \
+#define TW_DECLARE_ISA(isa)                          \
+  namespace isa {                                    \
+  Status attention_forward(const AttentionParams&);  \
+  Status attention_backward(const AttentionParams&); \
+  Status kvcache_attention(const AttentionParams&);  \
+  Status softmax_forward(const SoftmaxParams&);      \
+  Status softmax_backward(const SoftmaxParams&);     \
+  Status ffn_forward(const FfnParams&);              \
+  Status ffn_backward(const FfnParams&);             \
   }
 TW_DECLARE_ISA(portable)
 TW_DECLARE_ISA(avx2)
 TW_DECLARE_ISA(avx512)
+TW_DECLARE_ISA(wide)  // test builds: AVX-512's vector width on an AVX2 machine
 #undef TW_DECLARE_ISA
 
-// The best table for this CPU, or the one that TILEWRIGHT_CPU_ISA names. Throws std::runtime_error when that name is
-// unknown or the CPU lacks it.
+// The table in use: the best for this CPU, unless TILEWRIGHT_CPU_ISA or set_cpu_isa names another. Throws
+// std::runtime_error when TILEWRIGHT_CPU_ISA names one that is unknown or that the CPU lacks.
 const CpuKernels& cpu_kernels();
 
-// The best instruction set this CPU and this build have, by name.
-const char* best_cpu_isa();
+// The tables of this build that this CPU can run, best first: count of them, and each by index.
+int cpu_isa_count();
+const CpuKernels& cpu_isa(int index);
+
+// Throws std::runtime_error when the name is unknown or the CPU lacks it.
+void set_cpu_isa(const char* name);
 
 }  // namespace tilewright

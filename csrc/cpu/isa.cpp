@@ -1,0 +1,95 @@
+#include "isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#if defined(TW_HAVE_AVX2)
+#include <cpuid.h>
+#endif
+
+namespace tilewright {
+namespace {
+
+bool always() { return true; }
+
+#if defined(TW_HAVE_AVX2)
+bool has_avx2() {
+  // __builtin_cpu_supports also asks whether the operating system saves the registers. It does not know "f16c" in every
+  // compiler, so that bit (leaf 1, ecx bit 29) is read directly.
+  unsigned eax, ebx, ecx = 0, edx;
+  __get_cpuid(1, &eax, &ebx, &ecx, &edx);
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (ecx >> 29 & 1) != 0;
+}
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+
+#define TW_TABLE(isa, supported)                                                                                    \
+  {                                                                                                                 \
+    #isa, supported, isa::attention_forward, isa::attention_backward, isa::kvcache_attention, isa::softmax_forward, \
+        isa::softmax_backward, isa::ffn_forward, isa::ffn_backward                                                  \
+  }
+
+// Best first. "wide" comes last: it is only ever asked for by name.
+const CpuKernels kTables[] = {
+#if defined(TW_HAVE_AVX512)
+    TW_TABLE(avx512, has_avx512),
+#endif
+#if defined(TW_HAVE_AVX2)
+    TW_TABLE(avx2, has_avx2),
+#endif
+    TW_TABLE(portable, always),
+#if defined(TW_HAVE_WIDE)
+    TW_TABLE(wide, has_avx2),
+#endif
+};
+
+struct Supported {
+  const CpuKernels* table[4];
+  int count = 0;
+};
+
+const Supported& supported() {
+  static const Supported found = [] {
+    Supported s;
+    for (const CpuKernels& table : kTables)
+      if (table.supported()) s.table[s.count++] = &table;
+    return s;
+  }();
+  return found;
+}
+
+const CpuKernels& by_name(const char* name, const char* who) {
+  std::string names;
+  for (int i = 0; i < supported().count; ++i) {
+    const CpuKernels& table = *supported().table[i];
+    if (std::strcmp(table.name, name) == 0) return table;
+    names += (i == 0 ? "" : ", ") + std::string(table.name);
+  }
+  throw std::runtime_error(std::string(who) + " '" + name + "' is not one this CPU and this build have: " + names);
+}
+
+std::atomic<const CpuKernels*> current{nullptr};
+
+}  // namespace
+
+const CpuKernels& cpu_kernels() {
+  const CpuKernels* table = current.load(std::memory_order_relaxed);
+  if (table == nullptr) {
+    const char* name = std::getenv("TILEWRIGHT_CPU_ISA");
+    table = name != nullptr && name[0] != '\0' ? &by_name(name, "TILEWRIGHT_CPU_ISA") : supported().table[0];
+    current.store(table, std::memory_order_relaxed);
+  }
+  return *table;
+}
+
+int cpu_isa_count() { return supported().count; }
+const CpuKernels& cpu_isa(int index) { return *supported().table[index]; }
+void set_cpu_isa(const char* name) { current.store(&by_name(name, "the instruction set"), std::memory_order_relaxed); }
+
+}  // namespace tilewright
