@@ -1,0 +1,306 @@
+// Attention forward, for plain, packed and cached sequences.
+//
+// FlashAttention's tiling (Dao et al. 2022): a block of query rows walks over the keys tile by tile, with an online
+// softmax, so memory is linear in the sequence length: O, m and l of the block are all that is kept. A block is several
+// strips of vector lanes (attention_strip.h); a tile of K and V is fetched once for all of them. Per strip and tile:
+//
+//   S^T = K Q^T          kKeyTile x lanes, in L1
+//   softcap, ALiBi, mask, interval; skipped when nothing cuts the tile
+//   P^T = exp(S^T - m), m and l updated; dropout
+//   O^T = alpha O^T + V^T P^T
+//
+// Tiles outside every row's interval are never visited. With few queries and many keys the key range is split as well,
+// and the parts are merged by their log-sums ("Flash-Decoding", Dao et al. 2023).
+#include "attention_forward.h"
+
+#include "isa.h"
+#include "parallel.h"
+
+namespace tilewright {
+namespace TW_ISA {
+namespace {
+
+// Rows of a block share each fetched tile. Past about 200 the state of a block leaves L2; fewer only when there would not
+// be enough blocks to keep the threads evenly busy.
+constexpr int64_t kMaxBlockRows = 192;
+constexpr int64_t kTasksPerThread = 4;
+// A split is worth its merge from about this many keys on. The number of splits never depends on the thread count.
+constexpr int64_t kKeysPerSplit = 512;
+constexpr int64_t kSplitTasks = 32;
+
+template <class A>
+struct Plan {
+  const AttentionParams& p;
+  int64_t group_rows;  // rows of the longest sequence, all heads of a group
+  int64_t strips;      // per sequence and group
+  int64_t block;       // strips per block
+  int64_t blocks;
+  int64_t splits;
+  A* partial;          // with splits: per sequence, group, strip and split: O^T, max, sum
+  int64_t partial_size() const { return (p.head_dim_v + 2) * kStripLanes<A>; }
+};
+
+template <class A>
+struct Workspace {
+  A *keys, *values, *scores, *mask, *alpha, *queries, *states;
+  uint32_t* bits;
+  Strip<A>* strip;
+
+  Workspace(const AttentionParams& p, int64_t block, Carver& carver) {
+    constexpr int lanes = kStripLanes<A>;
+    keys = carver.take<A>(kKeyTile * p.head_dim);
+    values = carver.take<A>(kKeyTile * p.head_dim_v);
+    scores = carver.take<A>(kKeyTile * lanes);
+    alpha = carver.take<A>(lanes);
+    mask = carver.take<A>(p.mask.data != nullptr ? kKeyTile * lanes : 0);
+    bits = carver.take<uint32_t>(p.dropout_p > 0 ? kKeyTile * lanes : 0);
+    queries = carver.take<A>(block * p.head_dim * lanes);
+    states = carver.take<A>(block * (p.head_dim_v + 2) * lanes);
+    strip = carver.take<Strip<A>>(block);
+  }
+};
+
+template <class A>
+StripState<A> state_at(A* memory, int64_t head_dim_v, bool started) {
+  constexpr int lanes = kStripLanes<A>;
+  return {memory, memory + head_dim_v * lanes, memory + (head_dim_v + 1) * lanes, started};
+}
+
+// One strip over keys [key, key + n) of the tile that `k` and `v` hold from key `tile` on.
+template <class A>
+void attend_tile(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, const A* queries, RowTile<A> k,
+                 RowTile<A> v, int64_t tile, int64_t key, int64_t n, Workspace<A>& w, StripState<A>* state) {
+  constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
+  gemm<A, false>(n, strip.vectors, p.head_dim, k.data + (key - tile) * k.stride, k.stride, queries, lanes, w.scores,
+                 lanes, {});
+  if (p.mask.data != nullptr) load_mask(p, s, strip, key, n, w.mask);
+  finish_scores<A>(p, strip, key, n, w.scores, lanes, p.mask.data != nullptr ? w.mask : nullptr, nullptr);
+  softmax_tile<A>(strip.vectors, w.scores, n, state, w.alpha);
+  if (p.dropout_p > 0) {
+    // The scale 1 / (1 - p) is applied once, with the sum, at the end.
+    const uint32_t threshold = dropout_threshold(p.dropout_p);
+    dropout_bits(p, s, strip, key, n, w.bits);
+    for (int64_t j = 0; j < n * lanes; j += L) store(w.scores + j, kept(w.bits + j, threshold, load(w.scores + j)));
+  }
+  gemm<A, true>(p.head_dim_v, strip.vectors, n, v.data + (key - tile) * v.stride, v.stride, w.scores, lanes, state->out,
+                lanes, {state->started, w.alpha});
+  state->started = true;
+}
+
+// Keys [*begin, *end) that rows [first, last) of the group may see.
+void key_range(const AttentionParams& p, const Sequence& s, int64_t group_size, int64_t first, int64_t last,
+               int64_t* begin, int64_t* end) {
+  *begin = *end = 0;
+  for (int64_t i = first / group_size; i * group_size < last; ++i) {
+    int64_t lo, hi;
+    key_interval(p, s, i, &lo, &hi);
+    if (lo == hi) continue;
+    if (*begin == *end || lo < *begin) *begin = lo;
+    if (hi > *end) *end = hi;
+  }
+}
+
+// Divides O by the sum, joins the sink, and writes out and lse.
+template <class A>
+void finish_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, const StripState<A>& state) {
+  constexpr int lanes = kStripLanes<A>;
+  alignas(64) A factor[lanes];
+  char* rows[lanes];
+  const A dropped = static_cast<A>(p.dropout_p > 0 ? dropout_scale(p.dropout_p) : 1);
+  for (int r = 0; r < strip.count; ++r) {
+    A max = state.started ? state.max[r] : static_cast<A>(-kInfinity);
+    A sum = state.started ? state.sum[r] : A{0};
+    A scale = 1;
+    if (p.sinks.data != nullptr) {
+      const A sink = sink_of<A>(p, strip.head[r]);
+      const A joint = sink > max ? sink : max;
+      if (joint > static_cast<A>(-kInfinity)) {
+        scale = std::exp(max - joint);
+        sum = sum * scale + std::exp(sink - joint);
+        max = joint;
+      }
+    }
+    // An empty row: nothing was summed, whatever its O holds is 0 or was never written.
+    factor[r] = sum == 0 ? A{0} : scale * dropped / sum;
+    rows[r] = query_row(p, p.out, s, strip.head[r], strip.row[r]);
+    if (p.lse.data != nullptr)
+      static_cast<A*>(p.lse.data)[query_offset(p, p.lse, s, strip.head[r], strip.row[r])] =
+          sum == 0 ? static_cast<A>(-kInfinity) : max + std::log(sum);
+  }
+  for (int r = strip.count; r < lanes; ++r) factor[r] = 0;
+  if (!state.started) std::memset(state.out, 0, static_cast<size_t>(p.head_dim_v * lanes) * sizeof(A));
+  unpack_strip<A>(p.dtype, state.out, p.head_dim_v, factor, rows, strip.count);
+}
+
+template <class A>
+void attend_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t block, int64_t split,
+                  Workspace<A>& w) {
+  constexpr int lanes = kStripLanes<A>;
+  const AttentionParams& p = plan.p;
+  const int64_t rows = s.len_q * group.size, first_strip = block * plan.block, first = first_strip * lanes;
+  if (first >= rows) return;
+  const int64_t left = (rows - first + lanes - 1) / lanes, count = left < plan.block ? left : plan.block;
+  const int64_t last = first + count * lanes < rows ? first + count * lanes : rows;
+
+  int64_t begin, end;
+  key_range(p, s, group.size, first, last, &begin, &end);
+  if (plan.splits > 1) {
+    // Cut where the whole sequence's range is cut, at tile borders: independent of how blocks were chosen.
+    int64_t all_begin, all_end;
+    key_range(p, s, group.size, 0, rows, &all_begin, &all_end);
+    const int64_t first_tile = all_begin / kKeyTile, tiles = (all_end + kKeyTile - 1) / kKeyTile - first_tile;
+    const int64_t split_begin = (first_tile + tiles * split / plan.splits) * kKeyTile;
+    const int64_t split_end = (first_tile + tiles * (split + 1) / plan.splits) * kKeyTile;
+    if (begin < split_begin) begin = split_begin;
+    if (end > split_end) end = split_end;
+  }
+
+  StripState<A> states[kMaxBlockRows / lanes > 0 ? kMaxBlockRows / lanes : 1];
+  for (int64_t i = 0; i < count; ++i) {
+    make_strip(p, s, group, first + i * lanes, &w.strip[i]);
+    const Strip<A>& strip = w.strip[i];
+    const char* q[lanes];
+    for (int r = 0; r < strip.count; ++r) q[r] = query_row(p, p.q, s, strip.head[r], strip.row[r]);
+    pack_strip<A>(p.dtype, q, strip.count, p.head_dim, static_cast<A>(p.scale), w.queries + i * p.head_dim * lanes);
+    A* memory = w.states + i * plan.partial_size();
+    if (plan.splits > 1)
+      memory = plan.partial +
+               (((s.batch * p.heads_kv + group.kv) * plan.strips + first_strip + i) * plan.splits + split) *
+                   plan.partial_size();
+    states[i] = state_at(memory, p.head_dim_v, false);
+  }
+
+  const KeyRows k = key_rows(p, p.k, s, group.kv), v = key_rows(p, p.v, s, group.kv);
+  for (int64_t tile = begin / kKeyTile * kKeyTile; tile < end; tile += kKeyTile) {
+    const int64_t lo = tile > begin ? tile : begin, hi = tile + kKeyTile < end ? tile + kKeyTile : end;
+    // Started at a multiple of 4 so that a Philox counter's four keys stay together.
+    const int64_t base = lo / 4 * 4;
+    const RowTile<A> kt = load_rows(p.dtype, k, base, hi - base, p.head_dim, w.keys);
+    const RowTile<A> vt = load_rows(p.dtype, v, base, hi - base, p.head_dim_v, w.values);
+    for (int64_t i = 0; i < count; ++i) {
+      const Strip<A>& strip = w.strip[i];
+      const int64_t from = (strip.first_key > base ? strip.first_key : base) / 4 * 4;
+      const int64_t to = strip.last_key < hi ? strip.last_key : hi;
+      if (from >= to) continue;
+      attend_tile(p, s, strip, w.queries + i * p.head_dim * lanes, kt, vt, base, from, to - from, w, &states[i]);
+    }
+  }
+
+  for (int64_t i = 0; i < count; ++i) {
+    if (plan.splits == 1) {
+      finish_strip(p, s, w.strip[i], states[i]);
+    } else if (!states[i].started) {
+      for (int r = 0; r < lanes; ++r) {
+        states[i].max[r] = static_cast<A>(-kInfinity);
+        states[i].sum[r] = 0;
+      }
+    }
+  }
+}
+
+// Joins the splits of one strip, in order.
+template <class A>
+void merge_strip(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t index) {
+  constexpr int lanes = kStripLanes<A>;
+  const AttentionParams& p = plan.p;
+  if (index * lanes >= s.len_q * group.size) return;
+  Strip<A> strip;
+  make_strip(p, s, group, index * lanes, &strip);
+  A* parts = plan.partial +
+             ((s.batch * p.heads_kv + group.kv) * plan.strips + index) * plan.splits * plan.partial_size();
+  StripState<A> joint = state_at(parts, p.head_dim_v, false);
+  for (int64_t n = 0; n < plan.splits; ++n) {
+    const StripState<A> part = state_at(parts + n * plan.partial_size(), p.head_dim_v, true);
+    bool empty = true;
+    for (int r = 0; r < strip.count; ++r) empty = empty && part.sum[r] == 0;
+    if (empty) continue;  // its O was never written, or is all zeros
+    if (!joint.started) {
+      joint = part;
+      continue;
+    }
+    alignas(64) A keep[lanes], add[lanes];
+    for (int r = 0; r < lanes; ++r) {
+      const A max = joint.max[r] > part.max[r] ? joint.max[r] : part.max[r];
+      const bool none = max == static_cast<A>(-kInfinity) || r >= strip.count;
+      keep[r] = none ? A{0} : std::exp(joint.max[r] - max);
+      add[r] = none ? A{0} : std::exp(part.max[r] - max);
+      joint.max[r] = max;
+      joint.sum[r] = joint.sum[r] * keep[r] + part.sum[r] * add[r];
+    }
+    constexpr int L = Simd<A>::lanes;
+    for (int64_t d = 0; d < p.head_dim_v; ++d)
+      for (int v = 0; v < strip.vectors; ++v) {
+        A* o = joint.out + d * lanes + v * L;
+        store(o, load(o) * load(keep + v * L) + load(part.out + d * lanes + v * L) * load(add + v * L));
+      }
+  }
+  finish_strip(p, s, strip, joint);
+}
+
+template <class A>
+int64_t choose_splits(const Plan<A>& plan, int64_t asked) {
+  const AttentionParams& p = plan.p;
+  const int64_t most = p.seqlen_k < kKeyTile ? 1 : p.seqlen_k / kKeyTile;
+  int64_t splits = asked;
+  if (asked == 0) {
+    const int64_t tasks = p.batch * p.heads_kv * plan.strips, by_length = p.seqlen_k / kKeysPerSplit;
+    splits = (kSplitTasks + tasks - 1) / tasks;
+    if (splits > by_length) splits = by_length;
+  }
+  if (splits > most) splits = most;
+  return splits < 1 ? 1 : splits;
+}
+
+template <class A>
+Status attend_as(const AttentionParams& p, int64_t asked_splits) {
+  constexpr int lanes = kStripLanes<A>;
+  Plan<A> plan{p, p.seqlen_q * (p.heads / p.heads_kv), 0, 1, 0, 1, nullptr};
+  plan.strips = (plan.group_rows + lanes - 1) / lanes;
+  const int64_t groups = p.batch * p.heads_kv;
+  if (groups == 0 || plan.strips == 0) return Status::kOk;
+  plan.splits = choose_splits(plan, asked_splits);
+  const int threads = p.num_threads < 1 ? 1 : p.num_threads;
+  // Balanced blocks, as large as the cache and the thread count allow. No result depends on the choice.
+  const int64_t wanted = (threads * kTasksPerThread + groups * plan.splits - 1) / (groups * plan.splits);
+  int64_t blocks = (plan.group_rows + kMaxBlockRows - 1) / kMaxBlockRows;
+  if (threads > 1 && blocks < wanted) blocks = wanted < plan.strips ? wanted : plan.strips;
+  plan.block = (plan.strips + blocks - 1) / blocks;
+  plan.blocks = (plan.strips + plan.block - 1) / plan.block;
+
+  Carver measure(nullptr);
+  Workspace<A> unused(p, plan.block, measure);
+  const int64_t per_thread = measure.used();
+  const int64_t partial = plan.splits > 1 ? groups * plan.strips * plan.splits * plan.partial_size() : 0;
+  Scratch scratch(static_cast<size_t>(per_thread * threads + partial * static_cast<int64_t>(sizeof(A))));
+  if (scratch.data() == nullptr) return Status::kOutOfMemory;
+  plan.partial = reinterpret_cast<A*>(scratch.data() + per_thread * threads);
+
+  // Last blocks first: under a causal mask they have the most keys.
+  parallel_for(plan.blocks * groups * plan.splits, threads, [&](int64_t task, int thread) {
+    Carver carver(scratch.data() + per_thread * thread);
+    Workspace<A> w(p, plan.block, carver);
+    const int64_t split = task % plan.splits, group = task / plan.splits % groups;
+    const int64_t block = plan.blocks - 1 - task / plan.splits / groups;
+    attend_block(plan, sequence_of(p, group / p.heads_kv), group_of(p, group % p.heads_kv), block, split, w);
+  });
+  if (plan.splits == 1) return Status::kOk;
+  parallel_for(groups * plan.strips, threads, [&](int64_t task, int) {
+    const int64_t group = task / plan.strips;
+    merge_strip(plan, sequence_of(p, group / p.heads_kv), group_of(p, group % p.heads_kv), task % plan.strips);
+  });
+  return Status::kOk;
+}
+
+}  // namespace
+
+Status attend(const AttentionParams& p, int64_t splits) {
+  return p.dtype == DType::kFloat64 ? attend_as<double>(p, splits) : attend_as<float>(p, splits);
+}
+
+Status attention_forward(const AttentionParams& p) {
+  const Status status = check_attention(p);
+  return status == Status::kOk ? attend(p, 0) : status;
+}
+
+}  // namespace TW_ISA
+}  // namespace tilewright

@@ -1,0 +1,215 @@
+// Register-blocked matrix products over small tiles, and the packing around them, for the attention kernels.
+//
+// Attention here runs transposed: the lanes of a vector are query rows. A strip of kStripLanes query rows is packed once
+// as Q^T [D][lanes]; then S^T = K Q^T, O^T += V^T P^T and dQ^T += K^T dS^T all take K and V as the operand that is
+// broadcast element by element, straight from row-major memory. Neither is ever transposed, the row statistics of the
+// softmax are plain vertical vector operations, and Philox's counters (one per row) fill vectors naturally.
+#pragma once
+
+#include <utility>
+
+#include "simd.h"
+
+namespace tilewright {
+namespace TW_ISA {
+
+// 6 x 2 accumulators, two vectors of B and one broadcast fill the 16 registers of AVX2; AVX-512 has 32.
+constexpr int kTileVectors = 2;
+constexpr int kTileRows = TW_VECTOR_BYTES == 64 ? 12 : 6;
+template <class A>
+constexpr int kStripLanes = kTileVectors * Simd<A>::lanes;
+
+// What a product does with the C that is there: overwrite it, or add to it after scaling each column by `scale`.
+template <class A>
+struct Accumulate {
+  bool keep = false;
+  const A* scale = nullptr;  // [columns of C], or null for 1
+};
+
+template <class A, int ROWS, int VECTORS, bool TRANSPOSED>
+TW_INLINE void gemm_tile(int64_t depth, const A* a, int64_t lda, const A* b, int64_t ldb, A* c, int64_t ldc,
+                         Accumulate<A> accumulate) {
+  constexpr int L = Simd<A>::lanes;
+  Vec<A> acc[ROWS][VECTORS];
+  for (int i = 0; i < ROWS; ++i)
+    for (int v = 0; v < VECTORS; ++v) acc[i][v] = Vec<A>{};
+  if (accumulate.keep) {
+    for (int v = 0; v < VECTORS; ++v) {
+      const Vec<A> scale = accumulate.scale != nullptr ? load(accumulate.scale + v * L) : broadcast<A>(1);
+      for (int i = 0; i < ROWS; ++i) acc[i][v] = load(c + i * ldc + v * L) * scale;
+    }
+  }
+  for (int64_t p = 0; p < depth; ++p) {
+    Vec<A> bv[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) bv[v] = load(b + v * L);
+    for (int i = 0; i < ROWS; ++i) {
+      const A x = TRANSPOSED ? a[i] : a[i * lda];
+      for (int v = 0; v < VECTORS; ++v) acc[i][v] += x * bv[v];
+    }
+    a += TRANSPOSED ? lda : 1;
+    b += ldb;
+  }
+  for (int i = 0; i < ROWS; ++i)
+    for (int v = 0; v < VECTORS; ++v) store(c + i * ldc + v * L, acc[i][v]);
+}
+
+// C[rows][VECTORS vectors] (+)= A B. A is [rows][depth], or [depth][rows] when TRANSPOSED; B is [depth][VECTORS vectors].
+template <class A, int VECTORS, bool TRANSPOSED>
+void gemm_columns(int64_t rows, int64_t depth, const A* a, int64_t lda, const A* b, int64_t ldb, A* c, int64_t ldc,
+                  Accumulate<A> accumulate) {
+  const int64_t step = TRANSPOSED ? 1 : lda;
+  int64_t i = 0;
+  for (; i + kTileRows <= rows; i += kTileRows)
+    gemm_tile<A, kTileRows, VECTORS, TRANSPOSED>(depth, a + i * step, lda, b, ldb, c + i * ldc, ldc, accumulate);
+  if (kTileRows > 8 && i + 8 <= rows) {
+    gemm_tile<A, 8, VECTORS, TRANSPOSED>(depth, a + i * step, lda, b, ldb, c + i * ldc, ldc, accumulate);
+    i += 8;
+  }
+  if (i + 4 <= rows) {
+    gemm_tile<A, 4, VECTORS, TRANSPOSED>(depth, a + i * step, lda, b, ldb, c + i * ldc, ldc, accumulate);
+    i += 4;
+  }
+  if (i + 2 <= rows) {
+    gemm_tile<A, 2, VECTORS, TRANSPOSED>(depth, a + i * step, lda, b, ldb, c + i * ldc, ldc, accumulate);
+    i += 2;
+  }
+  if (i < rows) gemm_tile<A, 1, VECTORS, TRANSPOSED>(depth, a + i * step, lda, b, ldb, c + i * ldc, ldc, accumulate);
+}
+
+// The same with any number of vector columns in B and C.
+template <class A, bool TRANSPOSED>
+inline void gemm(int64_t rows, int vectors, int64_t depth, const A* a, int64_t lda, const A* b, int64_t ldb, A* c,
+                 int64_t ldc, Accumulate<A> accumulate) {
+  constexpr int L = Simd<A>::lanes;
+  for (; vectors >= kTileVectors; vectors -= kTileVectors) {
+    gemm_columns<A, kTileVectors, TRANSPOSED>(rows, depth, a, lda, b, ldb, c, ldc, accumulate);
+    b += kTileVectors * L;
+    c += kTileVectors * L;
+    if (accumulate.scale != nullptr) accumulate.scale += kTileVectors * L;
+  }
+  if (vectors == 1) gemm_columns<A, 1, TRANSPOSED>(rows, depth, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+// --- transposition -------------------------------------------------------------------------------------------------
+
+template <class V, int... I>
+TW_INLINE V interleave_low(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * n)...);
+}
+template <class V, int... I>
+TW_INLINE V interleave_high(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(a, b, (n / 2 + I / 2 + (I % 2) * n)...);
+}
+
+// An L x L block in registers. A perfect shuffle of all its elements rotates their index by one bit; log2(L) of them
+// exchange the row bits with the column bits.
+template <class A>
+TW_INLINE void transpose(Vec<A> (&r)[Simd<A>::lanes]) {
+  constexpr int L = Simd<A>::lanes;
+  using Lanes = std::make_integer_sequence<int, L>;
+  for (int step = L; step > 1; step /= 2) {
+    Vec<A> t[L];
+    for (int i = 0; i < L / 2; ++i) {
+      t[2 * i] = interleave_low(r[i], r[i + L / 2], Lanes{});
+      t[2 * i + 1] = interleave_high(r[i], r[i + L / 2], Lanes{});
+    }
+    for (int i = 0; i < L; ++i) r[i] = t[i];
+  }
+}
+
+// --- packing: the only places that see the storage type ------------------------------------------------------------
+
+// Calls f(T{}) with the storage type that `dtype` names, among those that widen to A.
+template <class A, class F>
+TW_INLINE void with_storage(DType dtype, const F& f) {
+  if constexpr (sizeof(A) == 8) {
+    f(double{});
+  } else {
+    if (dtype == DType::kFloat32) return f(float{});
+    if (dtype == DType::kBFloat16) return f(BFloat16{});
+    return f(Half{});
+  }
+}
+
+// dst [dim][kStripLanes] = scale * rows^T; lanes from `count` on become 0.
+template <class A>
+void pack_strip(DType dtype, const char* const* rows, int count, int64_t dim, A scale, A* dst) {
+  constexpr int L = Simd<A>::lanes;
+  with_storage<A>(dtype, [&](auto t) {
+    using T = decltype(t);
+    for (int base = 0; base < kStripLanes<A>; base += L)
+      for (int64_t d = 0; d < dim; d += L) {
+        const int width = static_cast<int>(dim - d < L ? dim - d : L);
+        Vec<A> block[L];
+        for (int i = 0; i < L; ++i) {
+          block[i] = Vec<A>{};
+          if (base + i >= count) continue;
+          const T* row = reinterpret_cast<const T*>(rows[base + i]) + d;
+          block[i] = (width == L ? load(row) : load_partial(row, width)) * scale;
+        }
+        transpose<A>(block);
+        for (int i = 0; i < width; ++i) store(dst + (d + i) * kStripLanes<A> + base, block[i]);
+      }
+  });
+}
+
+// rows[i] [dim] = scale[i] * src[:, i] for the first `count` lanes of src [dim][kStripLanes].
+template <class A>
+void unpack_strip(DType dtype, const A* src, int64_t dim, const A* scale, char* const* rows, int count) {
+  constexpr int L = Simd<A>::lanes;
+  with_storage<A>(dtype, [&](auto t) {
+    using T = decltype(t);
+    for (int base = 0; base < count; base += L) {
+      const Vec<A> factor = load(scale + base);
+      for (int64_t d = 0; d < dim; d += L) {
+        const int width = static_cast<int>(dim - d < L ? dim - d : L);
+        Vec<A> block[L];
+        for (int i = 0; i < L; ++i) {
+          block[i] = Vec<A>{};
+          if (i < width) block[i] = load(src + (d + i) * kStripLanes<A> + base) * factor;
+        }
+        transpose<A>(block);
+        for (int i = 0; i < L && base + i < count; ++i) {
+          T* row = reinterpret_cast<T*>(rows[base + i]) + d;
+          width == L ? store(row, block[i]) : store_partial(row, block[i], width);
+        }
+      }
+    }
+  });
+}
+
+// One row of `dim` elements widened to A, zero-filled up to `padded`.
+template <class A>
+void widen_row(DType dtype, const char* row, int64_t dim, int64_t padded, A* dst) {
+  constexpr int L = Simd<A>::lanes;
+  with_storage<A>(dtype, [&](auto t) {
+    using T = decltype(t);
+    const T* src = reinterpret_cast<const T*>(row);
+    int64_t d = 0;
+    for (; d + L <= dim; d += L) store(dst + d, load(src + d));
+    for (; d < dim; ++d) dst[d] = to_float(src[d]);
+    for (; d < padded; ++d) dst[d] = 0;
+  });
+}
+
+// The other way, scaled: row[dim] = scale * src.
+template <class A>
+void narrow_row(DType dtype, const A* src, int64_t dim, A scale, char* row) {
+  constexpr int L = Simd<A>::lanes;
+  with_storage<A>(dtype, [&](auto t) {
+    using T = decltype(t);
+    T* dst = reinterpret_cast<T*>(row);
+    int64_t d = 0;
+    for (; d + L <= dim; d += L) store(dst + d, load(src + d) * scale);
+    for (; d < dim; ++d) dst[d] = from_accumulator<T>(src[d] * scale);
+  });
+}
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+}  // namespace TW_ISA
+}  // namespace tilewright
