@@ -11,6 +11,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before any test does
 
+
 @pytest.fixture
 def make_checkpoint(tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
     """make_checkpoint(**settings) -> (folder, transformers' GPT2LMHeadModel in evaluation mode)."""

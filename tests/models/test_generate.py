@@ -44,7 +44,9 @@ def test_greedy_equals_transformers(pair: tuple[GPT, Any], use_cache: bool, pena
 def test_prompts_of_different_lengths(pair: tuple[GPT, Any], use_cache: bool) -> None:
     ours, theirs = pair
     prompts = [torch.randint(3, 61, (n,)).tolist() for n in (2, 11, 7, 1)]
-    alone = [ours.generate([p], max_new_tokens=20, stop_token=None, use_cache=not use_cache)[0, len(p) :] for p in prompts]
+    alone = [
+        ours.generate([p], max_new_tokens=20, stop_token=None, use_cache=not use_cache)[0, len(p) :] for p in prompts
+    ]
     together = ours.generate(prompts, max_new_tokens=20, stop_token=None, use_cache=use_cache)
     assert together.shape == (4, 31)
     assert torch.equal(together[:, 11:], torch.stack(alone))
@@ -79,7 +81,9 @@ def test_eos_of_the_configuration_is_the_default_stop(make_checkpoint: Callable[
     model = GPT.from_pretrained(folder)
     prompt = torch.randint(3, 61, (1, 5))
     third = int(model.generate(prompt, max_new_tokens=3, stop_token=None)[0, -1])
-    (folder / "config.json").write_text((folder / "config.json").read_text().replace('"eos_token_id": 2', f'"eos_token_id": {third}'))
+    (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace('"eos_token_id": 2', f'"eos_token_id": {third}')
+    )
     assert GPT.from_pretrained(folder).generate(prompt, max_new_tokens=20).shape[1] <= 8
 
 

@@ -40,7 +40,11 @@ def test_activations_mean_what_transformers_means(name: str) -> None:
 @pytest.mark.parametrize(
     ("entries", "error", "words"),
     [
-        ({"activation_function": "quick_gelu"}, ValueError, "activation_function='quick_gelu' is not supported.*gelu_new"),
+        (
+            {"activation_function": "quick_gelu"},
+            ValueError,
+            "activation_function='quick_gelu' is not supported.*gelu_new",
+        ),
         ({"model_type": "llama"}, ValueError, "model_type='llama'"),
         ({"add_cross_attention": True}, ValueError, "cross-attention"),
         ({"quantization_config": {"bits": 4}}, ValueError, "quantised"),

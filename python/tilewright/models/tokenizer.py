@@ -125,7 +125,7 @@ class BPETokenizer:
         """Raises ``ValueError`` for a token outside the vocabulary."""
         tokens = [int(token) for token in tokens]
         for token in tokens:
-            if self._tokenizer.id_to_token(token) is None if token >= 0 else True:
+            if token < 0 or self._tokenizer.id_to_token(token) is None:
                 raise ValueError(f"token {token} is not in the vocabulary of {self.vocab_size}")
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
         return text
@@ -156,7 +156,7 @@ def load_tokenizer(name_or_folder: str | Path | None) -> Tokenizer:
         eos = eos.get("content")
     whole = source.find("tokenizer.json")
     if whole is not None:
-        return BPETokenizer(_tokenizers().Tokenizer.from_file(str(whole)), eos)
+        return BPETokenizer(_read_whole(whole), eos)
     vocab, merges = source.find("vocab.json"), source.find("merges.txt")
     if vocab is None or merges is None:
         raise FileNotFoundError(f"{source.name} has no tokenizer: {_FILES}")
@@ -172,6 +172,14 @@ def byte_alphabet() -> Sequence[str]:
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     spare = iter(range(256, 512))
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
+
+
+def _read_whole(path: Path) -> Any:
+    library = _tokenizers()
+    try:
+        return library.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(f"{path} is not a tokenizer of the tokenizers library: {error}") from error
 
 
 def _gpt2_tokenizer(vocab: Path, merges: Path) -> Any:
