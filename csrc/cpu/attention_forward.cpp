@@ -36,7 +36,7 @@ struct Plan {
   int64_t block;       // strips per block
   int64_t blocks;
   int64_t splits;
-  A* partial;          // with splits: per sequence, group, strip and split: O^T, max, sum
+  A* partial;          // with splits: O^T, max and sum per sequence, group, strip and split
   int64_t partial_size() const { return (p.head_dim_v + 2) * kStripLanes<A>; }
 };
 
@@ -110,16 +110,7 @@ void finish_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& s
   for (int r = 0; r < strip.count; ++r) {
     A max = state.started ? state.max[r] : static_cast<A>(-kInfinity);
     A sum = state.started ? state.sum[r] : A{0};
-    A scale = 1;
-    if (p.sinks.data != nullptr) {
-      const A sink = sink_of<A>(p, strip.head[r]);
-      const A joint = sink > max ? sink : max;
-      if (joint > static_cast<A>(-kInfinity)) {
-        scale = std::exp(max - joint);
-        sum = sum * scale + std::exp(sink - joint);
-        max = joint;
-      }
-    }
+    const A scale = join_sink(p, strip.head[r], &max, &sum);
     // An empty row: nothing was summed, whatever its O holds is 0 or was never written.
     factor[r] = sum == 0 ? A{0} : scale * dropped / sum;
     rows[r] = query_row(p, p.out, s, strip.head[r], strip.row[r]);

@@ -81,5 +81,17 @@ inline void softmax_tile(int vectors, A* s, int64_t n, StripState<A>* state, A* 
   vectors == 1 ? softmax_tile<A, 1>(s, n, state, alpha) : softmax_tile<A, 2>(s, n, state, alpha);
 }
 
+// Adds the head's sink to a row's denominator; returns what the row's O is to be multiplied by.
+template <class A>
+inline A join_sink(const AttentionParams& p, int64_t head, A* max, A* sum) {
+  if (p.sinks.data == nullptr) return 1;
+  const A sink = sink_of<A>(p, head), joint = sink > *max ? sink : *max;
+  if (joint == static_cast<A>(-kInfinity)) return 1;
+  const A scale = std::exp(*max - joint);
+  *sum = *sum * scale + std::exp(sink - joint);
+  *max = joint;
+  return scale;
+}
+
 }  // namespace TW_ISA
 }  // namespace tilewright

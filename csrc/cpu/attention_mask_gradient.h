@@ -1,0 +1,127 @@
+// The gradients of a float mask and of the sinks.
+//
+// dmask is dS, summed over whatever dimensions the mask is broadcast along. A task owns a tile of the mask's own elements
+// and walks over everything that is added into it, recomputing dS (two products), so nothing is shared between tasks and
+// every sum has one order.
+#pragma once
+
+#include "attention_backward.h"
+#include "parallel.h"
+
+namespace tilewright {
+namespace TW_ISA {
+
+constexpr int64_t kMaskKeys = 96;
+constexpr int64_t kMaskStrips = 4;
+
+template <class A>
+struct MaskWorkspace {
+  A *keys, *values, *queries, *grads, *probs, *ds, *sums;
+  Strip<A>* strip;
+  TileBuffers<A> buffers;
+  MaskWorkspace(const AttentionParams& p, Carver& carver) : buffers(p, kMaskKeys, kStripLanes<A>, carver) {
+    constexpr int lanes = kStripLanes<A>;
+    keys = carver.take<A>(kMaskKeys * p.head_dim);
+    values = carver.take<A>(kMaskKeys * p.head_dim_v);
+    queries = carver.take<A>(p.head_dim * lanes);
+    grads = carver.take<A>(p.head_dim_v * lanes);
+    probs = carver.take<A>(kMaskKeys * lanes);
+    ds = carver.take<A>(kMaskKeys * lanes);
+    sums = carver.take<A>(kMaskStrips * kMaskKeys * lanes);
+    strip = carver.take<Strip<A>>(1);
+  }
+};
+
+// Tiles along each dimension of the mask; one where it is broadcast.
+struct MaskTiles {
+  int64_t batch, heads, rows, keys;
+};
+template <class A>
+MaskTiles mask_tiles(const AttentionParams& p) {
+  const int64_t* stride = p.dmask.stride;
+  const int64_t rows = kMaskStrips * kStripLanes<A>;
+  return {stride[0] != 0 ? p.batch : 1, stride[1] != 0 ? p.heads : 1,
+          stride[2] != 0 ? (p.seqlen_q + rows - 1) / rows : 1, stride[3] != 0 ? (p.seqlen_k + kMaskKeys - 1) / kMaskKeys : 1};
+}
+template <class A>
+int64_t mask_gradient_tasks(const AttentionParams& p) {
+  const MaskTiles tiles = mask_tiles<A>(p);
+  return tiles.batch * tiles.heads * tiles.rows * tiles.keys;
+}
+
+template <class A>
+void mask_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padded_rows, int64_t task,
+                   MaskWorkspace<A>& w) {
+  constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
+  const MaskTiles tiles = mask_tiles<A>(p);
+  const int64_t* step = p.dmask.stride;
+  const int64_t key_tile = task % tiles.keys, row_tile = task / tiles.keys % tiles.rows;
+  const int64_t head = task / tiles.keys / tiles.rows % tiles.heads, batch = task / tiles.keys / tiles.rows / tiles.heads;
+  const int64_t first_row = step[2] != 0 ? row_tile * kMaskStrips * lanes : 0;
+  const int64_t slots = step[2] != 0 ? kMaskStrips : 1, slot_size = kMaskKeys * lanes;
+  std::memset(w.sums, 0, static_cast<size_t>(slots * slot_size) * sizeof(A));
+
+  for (int64_t b = step[0] != 0 ? batch : 0; b < (step[0] != 0 ? batch + 1 : p.batch); ++b) {
+    const Sequence s = sequence_of(p, b);
+    for (int64_t h = step[1] != 0 ? head : 0; h < (step[1] != 0 ? head + 1 : p.heads); ++h) {
+      const HeadGroup group = single_head(p, h);
+      const KeyRows k = key_rows(p, p.k, s, group.kv), v = key_rows(p, p.v, s, group.kv);
+      int64_t row_end = step[2] != 0 ? first_row + kMaskStrips * lanes : s.len_q;
+      if (row_end > s.len_q) row_end = s.len_q;
+      for (int64_t row = first_row; row < row_end; row += lanes) {
+        make_strip(p, s, group, row, w.strip);
+        alignas(64) A max[lanes], log_sum[lanes], delta[lanes];
+        for (int r = 0; r < lanes; ++r) {
+          const bool used = r < w.strip->count;
+          const RowStats<A> at = all_stats.at(stats_row(p, padded_rows, b, h, used ? row + r : row));
+          max[r] = used ? *at.max : static_cast<A>(kInfinity);
+          log_sum[r] = used ? *at.log_sum : A{0};
+          delta[r] = used ? *at.delta : A{0};
+        }
+        pack_query_strip(p, s, *w.strip, w.queries, w.grads);
+        A* sums = w.sums + (step[2] != 0 ? (row - first_row) / lanes * slot_size : 0);
+        const int64_t key_end = step[3] != 0 && (key_tile + 1) * kMaskKeys < s.len_k ? (key_tile + 1) * kMaskKeys : s.len_k;
+        for (int64_t key = step[3] != 0 ? key_tile * kMaskKeys : 0; key < key_end; key += kMaskKeys) {
+          if (key >= w.strip->last_key || key + kMaskKeys <= w.strip->first_key) continue;
+          const int64_t n = key + kMaskKeys < key_end ? kMaskKeys : key_end - key;
+          const RowTile<A> kt = load_rows(p.dtype, k, key, n, p.head_dim, w.keys);
+          const RowTile<A> vt = load_rows(p.dtype, v, key, n, p.head_dim_v, w.values);
+          gradient_tile<A>(p, s, *w.strip, {max, log_sum, delta}, w.queries, w.grads, kt.data, kt.stride, vt.data,
+                           vt.stride, key, n, false, w.buffers, w.probs, w.ds, lanes);
+          for (int64_t j = 0; j < n; ++j)
+            for (int x = 0; x < w.strip->vectors * L; x += L)
+              store(sums + j * lanes + x, load(sums + j * lanes + x) + load(w.ds + j * lanes + x));
+        }
+      }
+    }
+  }
+
+  const int64_t rows_here = step[2] != 0 ? p.seqlen_q - first_row : lanes;
+  const int64_t keys_here = step[3] != 0 ? p.seqlen_k - key_tile * kMaskKeys : kMaskKeys;
+  A* out = static_cast<A*>(p.dmask.data) + batch * step[0] + head * step[1] + first_row * step[2] +
+           key_tile * kMaskKeys * step[3];
+  for (int64_t slot = 0; slot < slots; ++slot)
+    for (int64_t j = 0; j < kMaskKeys && j < keys_here; ++j)
+      for (int64_t r = 0; r < lanes && slot * lanes + r < rows_here; ++r)
+        out[(slot * lanes + r) * step[2] + j * step[3]] += w.sums[slot * slot_size + j * lanes + r];
+}
+
+// dsink_h = -sum over its rows of p_sink * delta, where p_sink = exp(sink - lse).
+template <class A>
+void sink_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padded_rows, int threads) {
+  parallel_for(p.heads, threads, [&](int64_t h, int) {
+    const A sink = sink_of<A>(p, h);
+    double sum = 0;
+    for (int64_t b = 0; b < p.batch; ++b) {
+      const Sequence s = sequence_of(p, b);
+      for (int64_t i = 0; i < s.len_q; ++i) {
+        const RowStats<A> at = all_stats.at(stats_row(p, padded_rows, b, h, i));
+        sum -= double{std::exp((sink - *at.max) - *at.log_sum)} * double{*at.delta};
+      }
+    }
+    static_cast<A*>(p.dsinks.data)[h * p.dsinks.stride[0]] += static_cast<A>(sum);
+  });
+}
+
+}  // namespace TW_ISA
+}  // namespace tilewright
