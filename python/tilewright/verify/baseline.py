@@ -1,8 +1,8 @@
 """PyTorch's own same-dtype implementation of every op: what the gate holds a kernel's errors against.
 
-Scaled dot-product attention, softmax and linear + activation + linear, as a torch user would write them. What torch has no
-op for (softcap, sinks, our dropout mask, a differentiable lse) is the same math in eager torch operations of that dtype.
-Everything here is differentiable through torch's autograd.
+Scaled dot-product attention, softmax and linear + activation + linear, as a torch user would write them. What torch has
+no op for (softcap, sinks, our dropout mask, a differentiable lse) is the same math in eager torch operations of that
+dtype. Everything here is differentiable through torch's autograd.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def _attention_mask(q: Tensor, k: Tensor, call: Any, mask: Tensor | None, alibi_
 
 
 def _dense(call: AttentionCall, lse_gradient: bool) -> tuple[Tensor, Tensor]:
-    return _attend(call.q, call.k, call.v, call, mask=call.mask, alibi_slopes=call.alibi_slopes, lse_gradient=lse_gradient)
+    return _attend(
+        call.q, call.k, call.v, call, mask=call.mask, alibi_slopes=call.alibi_slopes, lse_gradient=lse_gradient
+    )
 
 
 def _of_sequence(mask: Tensor | None, b: int, seqlen_q: int, seqlen_k: int) -> Tensor | None:

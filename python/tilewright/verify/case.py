@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: In front of and behind every input, so that a kernel that reads or writes past its tensor is found out. One cache line.
+#: In front of and behind every input, so that reading or writing past a tensor is found out. One cache line.
 GUARD_BYTES = 64
 
 DTYPE_NAMES = {
@@ -51,7 +51,7 @@ class Maker:
         return block.as_strided(values.shape, strides, guard + offset).copy_(values)
 
     def draw_normal(self, *shape: int, scale: float = 1.0) -> Tensor:
-        """Normal values, not yet placed. Drawn in float64, so that every dtype gets the same numbers, rounded."""
+        """Normal values, not yet placed. Drawn in float64: every dtype gets the same numbers, rounded."""
         return torch.randn(shape, generator=self._generator, dtype=torch.float64).mul_(scale).to(self.dtype)
 
     def draw_integers(self, low: int, high: int, *shape: int) -> Tensor:
@@ -90,8 +90,8 @@ class Case:
     make              its arguments, by name, from a Maker
     gradients         arguments whose gradient is computed and compared
     output_gradients  outputs that get a gradient; the first one when empty
-    upstream          the outputs' gradients: "dense", "expanded" (one number, stride 0, as sum() makes), "rows" (one row
-                      for all) or "transposed" (the last two dimensions swapped in memory)
+    upstream          the outputs' gradients: "dense", "expanded" (one number of stride 0, as sum() makes), "rows" (one
+                      row for all) or "transposed" (the last two dimensions swapped in memory)
     bitwise           two runs must agree bit for bit
     spec              what the case was built from, for reports
     """

@@ -14,7 +14,9 @@ from .case import DTYPES, Case
 from .cases import attention, ffn, kvcache_attention, softmax, varlen_attention
 
 
-def fuzz_case(seed: int, ops: Sequence[str] = tuple(OPS), dtypes: Sequence[torch.dtype] = tuple(DTYPES.values())) -> Case:
+def fuzz_case(
+    seed: int, ops: Sequence[str] = tuple(OPS), dtypes: Sequence[torch.dtype] = tuple(DTYPES.values())
+) -> Case:
     """The random case of this seed among these ops and dtypes. Its inputs are to be drawn from the same seed."""
     rng = random.Random(seed)
     op, dtype = rng.choice(list(ops)), rng.choice(list(dtypes))
@@ -27,7 +29,8 @@ def _size(rng: random.Random, most: int) -> int:
     if kind < 0.1:
         return 1
     if kind < 0.4:
-        return max(1, min(most, 2 ** rng.randrange(1, most.bit_length()) + rng.choice((-1, 0, 1))))
+        power: int = 1 << rng.randrange(1, most.bit_length())
+        return max(1, min(most, power + rng.choice((-1, 0, 1))))
     return rng.randint(1, most)
 
 
@@ -69,7 +72,13 @@ def _attention(rng: random.Random, name: str, dtype: torch.dtype) -> Case:
     _maybe(rng, spec, "layout", 0.2, lambda: "bshd")
     _maybe(rng, spec, "upstream", 0.2, lambda: rng.choice(("expanded", "rows", "transposed")))
     square = "seqlen_k" not in spec and "head_dim_v" not in spec
-    _maybe(rng, spec, "memory", 0.4, lambda: rng.choice(attention.MEMORIES if square else attention.MEMORIES[:2] + attention.MEMORIES[3:]))
+    _maybe(
+        rng,
+        spec,
+        "memory",
+        0.4,
+        lambda: rng.choice(attention.MEMORIES if square else attention.MEMORIES[:2] + attention.MEMORIES[3:]),
+    )
     return attention.case(name, dtype, **spec)
 
 
@@ -84,7 +93,15 @@ def _varlen(rng: random.Random, name: str, dtype: torch.dtype) -> Case:
     _maybe(rng, spec, "lse", 0.3, lambda: rng.choice(("value", "gradient")))
     _maybe(rng, spec, "slack", 0.2, lambda: rng.randint(1, 40))
     square = "head_dim_v" not in spec
-    _maybe(rng, spec, "memory", 0.4, lambda: rng.choice(("heads_first", "misaligned", "fused") if square and "lengths_k" not in spec else ("heads_first",)))
+    _maybe(
+        rng,
+        spec,
+        "memory",
+        0.4,
+        lambda: rng.choice(
+            ("heads_first", "misaligned", "fused") if square and "lengths_k" not in spec else ("heads_first",)
+        ),
+    )
     return varlen_attention.case(name, dtype, **spec)
 
 

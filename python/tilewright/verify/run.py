@@ -1,15 +1,15 @@
 """Running a case: a backend against float64 reference math and PyTorch's own same-dtype implementation.
 
-A backend is called twice on the same memory. The first call sees other numbers; what it returned must survive the second,
-and the second must not repeat it. All memory that torch hands out meanwhile is filled with NaN, so that an element which
-the kernel did not write shows. Inputs lie between guard bytes and must come out bit for bit as they went in.
+A backend is called twice on the same memory. The first call sees other numbers; what it returned must survive the
+second, and the second must not repeat it. All memory that torch hands out meanwhile is filled with NaN, so that an
+element which the kernel did not write shows. Inputs lie between guard bytes and must come out bit for bit as they went
+in.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,60 +20,18 @@ from .. import registry
 from ..catalog import OPS, canonical_call
 from ..errors import BackendError
 from .baseline import run_baseline
-from .case import DTYPE_NAMES, Case, Maker
+from .case import Case, Maker
+from .record import Record
 from .tolerance import Comparison, Errors, Scale, compare, magnitude, measure
+from .traps import one_thread, overwrite, poisoned, same_bits, same_numbers
 
 # The gate compares two random quantities, and a case of a few elements is a small sample of both. Where the first draw
-# misses the gate, errors pooled over more draws decide, under the same limits: until this many elements, and this many draws.
-POOLED_ELEMENTS = 32768  # errors within a row go together, so rows count more than elements
+# misses the gate, errors pooled over more draws decide, under the same limits. They go on until there are this many
+# elements (many, since the errors within a row go together), within these numbers of draws.
+POOLED_ELEMENTS = 32768
 POOLED_DRAWS = (16, 64)
 # Farther off than this is not chance; no more draws are made.
 HOPELESS = 10.0
-
-
-@dataclass(frozen=True)
-class Record:
-    """What one backend did on one case.
-
-    status: "passed", "failed" or "refused" (the backend says that it does not serve the call; ``problems`` says why).
-    """
-
-    case: Case
-    backend: str
-    status: str
-    comparisons: tuple[Comparison, ...] = ()
-    problems: tuple[str, ...] = ()
-    draws: int = 1
-    seconds: float = 0.0
-
-    @property
-    def worst(self) -> Comparison | None:
-        return max(self.comparisons, key=lambda c: c.used, default=None)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "case": self.case.id,
-            "op": self.case.op,
-            "dtype": DTYPE_NAMES[self.case.dtype],
-            "backend": self.backend,
-            "status": self.status,
-            "problems": list(self.problems),
-            "draws": self.draws,
-            "seconds": self.seconds,
-            "tensors": [
-                {
-                    "tensor": c.tensor,
-                    "max_error": c.max_error,
-                    "torch_max_error": c.torch_max_error,
-                    "max_limit": c.max_limit,
-                    "mean_error": c.mean_error,
-                    "torch_mean_error": c.torch_mean_error,
-                    "mean_limit": c.mean_limit,
-                    "passed": c.passed,
-                }
-                for c in self.comparisons
-            ],
-        }
 
 
 @dataclass
@@ -111,18 +69,16 @@ def _run_backend(case: Case, backend: str, seed: int, draws: list[_Draw]) -> Rec
     if reason is not None:
         return Record(case, backend, "refused", problems=(reason,))
     errors: dict[str, list[Errors]] = {}
-    used = 1
     problems = _one_draw(case, backend, draws[0], errors)
-    comparisons = _compare(case, draws[:1], errors)
-    while not problems and _undecided(comparisons) and used < _draws_wanted(draws[0], comparisons):
+    comparisons, used = _compare(case, draws, errors), 1
+    if not problems and _undecided(comparisons):
         wanted = _draws_wanted(draws[0], comparisons)
-        for used in range(used + 1, wanted + 1):
-            if len(draws) < used:
+        while used < wanted and not problems:
+            if len(draws) == used:
                 draws.append(_draw(case, seed + 1000 * used))
-            problems = _one_draw(case, backend, draws[used - 1], errors)
-            if problems:
-                break
-        comparisons = _compare(case, draws[:used], errors)
+            problems = _one_draw(case, backend, draws[used], errors)
+            used += 1
+        comparisons = _compare(case, draws, errors)
     problems = problems + [f"{c.tensor}: {c.problem}" for c in comparisons if c.problem is not None]
     status = "failed" if problems else "passed"
     return Record(case, backend, status, tuple(comparisons), tuple(problems), used, time.perf_counter() - start)
@@ -139,15 +95,17 @@ def _draws_wanted(draw: _Draw, comparisons: Sequence[Comparison]) -> int:
 
 
 def _compare(case: Case, draws: Sequence[_Draw], errors: Mapping[str, list[Errors]]) -> list[Comparison]:
-    dtypes = {name: _dtype_of(case, draws[0], name) for name in errors}
-    return [
-        compare(name, dtypes[name], found, [d.torch_errors[name] for d in draws[: len(found)]], [d.scales[name] for d in draws[: len(found)]])
-        for name, found in errors.items()
-    ]
+    """One comparison per tensor, over the draws that the backend has been run on."""
+    comparisons = []
+    for name, found in errors.items():
+        seen = draws[: len(found)]
+        torch_errors, scales = [d.torch_errors[name] for d in seen], [d.scales[name] for d in seen]
+        comparisons.append(compare(name, _dtype_of(case, seen[0], name), found, torch_errors, scales))
+    return comparisons
 
 
 def _dtype_of(case: Case, draw: _Draw, tensor: str) -> torch.dtype:
-    """What the contract says: an argument's dtype for its gradient, float32 or better for lse, the case's for the rest."""
+    """By the contract: an argument's dtype for its gradient, float32 or better for lse, the case's for the rest."""
     if tensor.startswith("d") and tensor[1:] in case.gradients:
         dtype: torch.dtype = draw.arguments[tensor[1:]].dtype
         return dtype
@@ -155,6 +113,13 @@ def _dtype_of(case: Case, draw: _Draw, tensor: str) -> torch.dtype:
 
 
 def _draw(case: Case, seed: int) -> _Draw:
+    # On one thread: the tensors are small, and on a busy machine threads cost far more by waiting than they save.
+    with one_thread():
+        return _judge(case, seed)
+
+
+def _judge(case: Case, seed: int) -> _Draw:
+    """Inputs, the float64 reference on them and torch's errors."""
     maker = Maker(seed, case.dtype)
     arguments = case.make(maker)
     upstream = _make_upstream(case, maker, arguments)
@@ -168,7 +133,7 @@ def _draw(case: Case, seed: int) -> _Draw:
     leaves = _leaves(case, same)
     outputs = run_baseline(case.op, leaves, case.output_gradients)
     found = {**outputs, **_gradients(case, leaves, outputs, upstream, zeros=True)}
-    # Where torch gives NaN and the contract does not (half-precision overflow), its error is that of the other elements.
+    # Where torch gives NaN and the contract does not (overflow in half precision), its error is that of the others.
     torch_errors = {n: measure(found[n], expected.tensors[n]) for n in expected.tensors}
     scales = {n: magnitude(t) for n, t in expected.tensors.items()}
     mutated = OPS[case.op][0].mutates
@@ -196,7 +161,9 @@ def _make_upstream(case: Case, maker: Maker, arguments: dict[str, Any]) -> dict[
     return upstream
 
 
-def _expected_layouts(case: Case, arguments: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], torch.dtype, tuple[int, ...]]]:
+def _expected_layouts(
+    case: Case, arguments: dict[str, Any]
+) -> dict[str, tuple[tuple[int, ...], torch.dtype, tuple[int, ...]]]:
     """Shape, dtype and strides that the contract promises for each public output."""
     op = OPS[case.op][0]
     call, _ = canonical_call(case.op, **arguments)
@@ -242,7 +209,7 @@ def _gradients(
 
 
 def _evaluate(case: Case, arguments: dict[str, Any], upstream: dict[str, Tensor], seed: int, backend: str) -> _Result:
-    """The public op and its gradients on ``arguments``; what it gets wrong about the contract goes into the problems."""
+    """The public op and its gradients on ``arguments``; problems are what it gets wrong about the contract."""
     leaves = _leaves(case, arguments)
     torch.manual_seed(seed)
     returned = OPS[case.op][1](**leaves, backend=backend)
@@ -273,7 +240,11 @@ def _check_layout(
         return [f"{name}: shape {tuple(t.shape)} instead of {shape}"]
     if t.dtype != dtype:
         return [f"{name}: dtype {t.dtype} instead of {dtype}"]
-    if strides is not None and t.numel() and any(n > 1 and a != b for n, a, b in zip(shape, t.stride(), strides, strict=True)):
+    if (
+        strides is not None
+        and t.numel()
+        and any(n > 1 and a != b for n, a, b in zip(shape, t.stride(), strides, strict=True))
+    ):
         return [f"{name}: strides {t.stride()} instead of {strides}"]
     return []
 
@@ -285,28 +256,32 @@ def _one_draw(case: Case, backend: str, draw: _Draw, errors: dict[str, list[Erro
     _make_upstream(case, other, case.make(other))
     before = [b.clone() for b in blocks]
     try:
-        with _poisoned():
-            _overwrite(blocks, other.blocks)
+        with poisoned():
+            overwrite(blocks, other.blocks)
             first = _evaluate(case, draw.arguments, draw.upstream, draw.seed + 1, backend)
             kept = {n: t.clone() for n, t in first.tensors.items()}
-            _overwrite(blocks, before)
+            overwrite(blocks, before)
             second = _evaluate(case, draw.arguments, draw.upstream, draw.seed, backend)
         problems = _check_inputs(case, draw, before)
         # A gradient may be passed through: then it is one of the inputs, which have just been overwritten.
         own = {b.untyped_storage().data_ptr() for b in blocks}
         for name, t in first.tensors.items():
-            if t.untyped_storage().data_ptr() not in own and not _same(t, kept[name]):
+            if t.untyped_storage().data_ptr() not in own and not same_bits(t, kept[name]):
                 problems.append(f"{name}: the first call's result changed during the second")
         if case.bitwise and not problems:
-            _overwrite(blocks, before)
+            overwrite(blocks, before)
             again = _evaluate(case, draw.arguments, draw.upstream, draw.seed, backend)
-            problems += [f"{n}: differs between two runs" for n, t in again.tensors.items() if not _same(t, second.tensors[n])]
+            problems += [
+                f"{n}: differs between two runs"
+                for n, t in again.tensors.items()
+                if not same_bits(t, second.tensors[n])
+            ]
     except BackendError as error:
         return [f"raised although it had not refused: {error}"]
     except Exception as error:  # whatever a kernel raises is its failure on this case, and the other cases go on
         return [f"raised {type(error).__name__}: {error}"]
     finally:
-        _overwrite(blocks, before)
+        overwrite(blocks, before)
     problems += second.problems
     if not problems:
         for name, t in second.tensors.items():
@@ -314,33 +289,22 @@ def _one_draw(case: Case, backend: str, draw: _Draw, errors: dict[str, list[Erro
     return problems
 
 
-def _overwrite(blocks: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for block, value in zip(blocks, values, strict=True):
-        block.copy_(value)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Bit for bit, NaN included."""
-    return torch.equal(*(t.reshape(-1).contiguous().view(torch.uint8) for t in (a, b)))
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """The same numbers, and NaN in the same places."""
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
 def _check_inputs(case: Case, draw: _Draw, before: Sequence[Tensor]) -> list[str]:
     """Inputs and their surroundings are unchanged; arguments that the op updates hold what the reference put there."""
     problems = []
     for name in OPS[case.op][0].mutates:
         argument = draw.arguments[name]
-        if not _equal(argument, draw.reference[name].to(argument.dtype)):
+        if not same_numbers(argument, draw.reference[name].to(argument.dtype)):
             problems.append(f"{name}: not what it should hold after the call")
-        index = next(i for i, b in enumerate(draw.maker.blocks) if b.untyped_storage().data_ptr() == argument.untyped_storage().data_ptr())
+        index = next(
+            i
+            for i, b in enumerate(draw.maker.blocks)
+            if b.untyped_storage().data_ptr() == argument.untyped_storage().data_ptr()
+        )
         # The tensor itself has been judged; what is left of its block is its surroundings.
         argument.copy_(before[index].as_strided(argument.shape, argument.stride(), argument.storage_offset()))
     for block, kept in zip(draw.maker.blocks, before, strict=True):
-        if not _same(block, kept):
+        if not same_bits(block, kept):
             name = _owner(draw, block)
             problems.append(f"{name}: an input, or the memory around it, was changed")
     return problems
@@ -351,27 +315,3 @@ def _owner(draw: _Draw, block: Tensor) -> str:
     named = {**draw.arguments, **{f"gradient of {n}": g for n, g in draw.upstream.items()}}
     found = [n for n, t in named.items() if isinstance(t, Tensor) and t.untyped_storage().data_ptr() == where]
     return ", ".join(found) or "a tensor"
-
-
-@contextmanager
-def _poisoned() -> Iterator[None]:
-    """Everything that torch or a kernel's scratch memory hands out inside is filled with NaN."""
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    cpu = None
-    if registry.unavailable("cpu") is None:
-        from ..backends.cpu import kernels
-
-        cpu = kernels()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
-    if cpu is not None:
-        cpu.poison_scratch(True)
-    try:
-        yield
-    finally:
-        if cpu is not None:
-            cpu.poison_scratch(False)
-        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)

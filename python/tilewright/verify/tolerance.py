@@ -25,8 +25,8 @@ MEAN_RATIO = 1.1
 MAX_FLOOR = 1.0
 MEAN_FLOOR = 0.25
 
-# For float64 tensors the reference has their own precision: its rounding, several units for sums over some hundred terms,
-# is part of the distance. A float32 computation is still 2^29 units away.
+# For float64 tensors the reference has their own precision: its rounding, several units for sums over some hundred
+# terms, is part of the distance. A float32 computation is still 2^29 units away.
 FLOAT64_FLOOR_FACTOR = 32.0
 
 
@@ -34,8 +34,8 @@ FLOAT64_FLOOR_FACTOR = 32.0
 class Errors:
     """Distances of one tensor from the reference, over the elements where the reference is finite.
 
-    largest, total: of the absolute errors; count: elements; misplaced: elements that are not finite where the reference is,
-    or are not the same infinity where it is not.
+    largest, total: of the absolute errors; count: elements; misplaced: elements that are not finite where the reference
+    is, or are not the same infinity where it is not.
     """
 
     largest: float
@@ -64,7 +64,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One output or gradient (``d`` + its argument's name) of one case: errors, torch's errors, limits and the verdict."""
+    """One output, or gradient (``d`` + its argument's name), of a case: errors, torch's errors, limits, the verdict."""
 
     tensor: str
     max_error: float
@@ -118,7 +118,7 @@ def magnitude(reference: Tensor) -> Scale:
 def compare(
     tensor: str, dtype: torch.dtype, ours: Sequence[Errors], torch_errors: Sequence[Errors], scales: Sequence[Scale]
 ) -> Comparison:
-    """The verdict on one tensor over one or more draws of its case. Errors of all draws are pooled before they are compared."""
+    """The verdict on one tensor, its errors pooled over all draws of its case."""
     eps = torch.finfo(dtype).eps * (FLOAT64_FLOOR_FACTOR if dtype == torch.float64 else 1.0)
     max_error, mean_error = _pool(ours)
     torch_max, torch_mean = _pool(torch_errors)
@@ -127,7 +127,7 @@ def compare(
     problem = None
     wrong = next((e for e in ours if e.misplaced), None)
     if wrong is not None:
-        problem = f"{wrong.misplaced} elements are not finite, or not the right infinity; the first is {wrong.first_misplaced}"
+        problem = f"{wrong.misplaced} elements not finite, or the wrong infinity; the first is {wrong.first_misplaced}"
         max_error = mean_error = math.nan
     elif max_error > max_limit:
         problem = f"max error {max_error:.3g} > {max_limit:.3g} = {MAX_RATIO} * torch's {torch_max:.3g} + floor"

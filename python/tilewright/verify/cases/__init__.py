@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 
 from ..case import DTYPES, Case
 from . import attention, ffn, kvcache_attention, softmax, varlen_attention
 
-_MODULES = (attention, varlen_attention, kvcache_attention, softmax, ffn)
-
-
-def all_cases(dtypes: Iterable[torch.dtype] = tuple(DTYPES.values())) -> Iterator[Case]:
-    """Every case of every op, op by op."""
-    dtypes = tuple(dtypes)
-    for module in _MODULES:
-        for dtype in dtypes:
-            yield from module.cases(dtype)
+#: Every case of every op, op by op and dtype by dtype.
+CASES: tuple[Case, ...] = tuple(
+    case
+    for module in (attention, varlen_attention, kvcache_attention, softmax, ffn)
+    for dtype in DTYPES.values()
+    for case in module.cases(dtype)
+)
 
 
 def select_cases(
-    ops: Iterable[str] = (), dtypes: Iterable[torch.dtype] = tuple(DTYPES.values()), patterns: Iterable[str] = ()
+    ops: Iterable[str] = (), dtypes: Iterable[torch.dtype] = (), patterns: Iterable[str] = ()
 ) -> list[Case]:
-    """The cases of these ops (none: of all) whose id matches one of the shell patterns (none: all).
-
-    A pattern without a slash is matched against the case's name alone.
-    """
-    wanted, patterns = set(ops), tuple(patterns)
+    """The cases of these ops and dtypes whose id or name matches one of the shell patterns. An empty list means all."""
+    ops, dtypes, patterns = set(ops), set(dtypes), tuple(patterns)
     return [
         case
-        for case in all_cases(dtypes)
-        if (not wanted or case.op in wanted) and (not patterns or any(_matches(case, p) for p in patterns))
+        for case in CASES
+        if (not ops or case.op in ops)
+        and (not dtypes or case.dtype in dtypes)
+        and (not patterns or any(_matches(case, pattern) for pattern in patterns))
     ]
 
 

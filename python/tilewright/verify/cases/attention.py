@@ -27,22 +27,24 @@ def place_heads(m: Maker, values: Tensor, memory: str) -> Tensor:
     return m.place(values)
 
 
-def place_qkv(m: Maker, q: Tensor, k: Tensor, v: Tensor, memory: str) -> tuple[Tensor, Tensor, Tensor]:
+def place_qkv(m: Maker, values: list[Tensor], memory: str) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = values
     if memory != "fused":
         return place_heads(m, q, memory), place_heads(m, k, memory), place_heads(m, v, memory)
     # One projection's output (B, S, (H + 2 Hkv) D), as GPT-2 and Llama make it; needs one S and one D.
     fused = m.place(torch.cat([t.transpose(1, 2).flatten(2) for t in (q, k, v)], -1))
     heads, heads_kv, head_dim = q.shape[1], k.shape[1], q.shape[3]
-    split = fused.split([heads * head_dim, heads_kv * head_dim, heads_kv * head_dim], -1)
-    views = [t.unflatten(-1, (-1, head_dim)).transpose(1, 2) for t in split]
-    return views[0], views[1], views[2]
+    by_head = fused.view(*fused.shape[:2], -1, head_dim).transpose(1, 2)
+    return by_head[:, :heads], by_head[:, heads : heads + heads_kv], by_head[:, heads + heads_kv :]
 
 
-def draw_values(m: Maker, values: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], v_shape: tuple[int, ...]) -> list[Tensor]:
+def draw_values(
+    m: Maker, values: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], v_shape: tuple[int, ...]
+) -> list[Tensor]:
     """Numbers for q, k and v.
 
-    "large": whole numbers whose scores are exact and reach 1e4 either way (with scale 1 and a head dim of 16); "equal": all
-    keys are the same; "normal".
+    "large": whole numbers whose scores are exact and reach 1e4 either way (with scale 1 and a head dim of 16); "equal":
+    all keys are the same; "normal".
     """
     if values == "large":
         return [m.draw_integers(-25, 25, *q_shape), m.draw_integers(-25, 25, *k_shape), m.draw_normal(*v_shape)]
@@ -56,12 +58,12 @@ def make_mask(m: Maker, spec: str, sizes: tuple[int, int, int, int], dtype: torc
     """A mask from words: its kind, which dimensions it has ("1" is broadcast), and how it is special.
 
     kinds: "bool", "float" (the case's dtype), "float32". Dimensions such as "bhqk", "1h1k", or "qk" for a rank of 2.
-    special: "rows" excludes every third row entirely, "inf" excludes single pairs by -inf, "min" fills every third row with
-    finfo.min, which excludes nothing, "expanded" views a smaller mask at full size, "transposed" keeps keys outermost.
+    special: "rows" excludes every third row entirely, "inf" excludes single pairs by -inf, "min" fills every third row
+    with finfo.min, which excludes nothing, "expanded" views a smaller mask at full size, "transposed" has keys outside.
     """
     kind, dims, *special = spec.split()
     full = dict(zip("bhqk", sizes, strict=True))
-    shape = [full[d] if d in full else 1 for d in dims]
+    shape = [full.get(d, 1) for d in dims]
     if kind == "bool":
         mask = m.draw_bool(0.7, *shape)
     else:
@@ -104,7 +106,7 @@ def make(m: Maker, *, spec: dict[str, Any]) -> dict[str, Any]:
     batch, heads, heads_kv, seqlen_q, seqlen_k, head_dim, head_dim_v = sizes_of(spec)
     q, k, v = place_qkv(
         m,
-        *draw_values(
+        draw_values(
             m,
             spec.get("values", "normal"),
             (batch, heads, seqlen_q, head_dim),
@@ -225,8 +227,32 @@ MASKS = (
 )
 
 # Around the multiples of the kernels' tile sizes, and a single row or key.
-_LENGTHS = ((1, 1), (1, 100), (100, 1), (2, 3), (16, 16), (63, 65), (64, 64), (65, 63), (127, 129), (130, 257), (257, 130))
-_HEAD_DIMS = ((1, 1), (3, 3), (8, 8), (16, 16), (50, 50), (64, 64), (80, 80), (96, 96), (128, 128), (192, 192), (256, 256))
+_LENGTHS = (
+    (1, 1),
+    (1, 100),
+    (100, 1),
+    (2, 3),
+    (16, 16),
+    (63, 65),
+    (64, 64),
+    (65, 63),
+    (127, 129),
+    (130, 257),
+    (257, 130),
+)
+_HEAD_DIMS = (
+    (1, 1),
+    (3, 3),
+    (8, 8),
+    (16, 16),
+    (50, 50),
+    (64, 64),
+    (80, 80),
+    (96, 96),
+    (128, 128),
+    (192, 192),
+    (256, 256),
+)
 _VALUE_DIMS = ((64, 32), (32, 80), (50, 3), (1, 256), (256, 17))
 
 
@@ -265,7 +291,10 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     for upstream in ("expanded", "rows", "transposed"):
         yield f"upstream_{upstream}", {"upstream": upstream, "causal": "top_left"}
     for gradients in (["q"], ["k"], ["v"], ["mask"], ["sinks"], ["q", "sinks"], ["v", "mask"]):
-        yield f"gradient_of_{'_'.join(gradients)}", {"mask": "float 1hqk", "sinks": "same", "gradients": gradients, "heads_kv": 2}
+        yield (
+            f"gradient_of_{'_'.join(gradients)}",
+            {"mask": "float 1hqk", "sinks": "same", "gradients": gradients, "heads_kv": 2},
+        )
     yield "no_gradient", {"gradients": [], "causal": "bottom_right", "seqlen_q": 100}
     yield "deterministic", {"deterministic": True, "heads_kv": 1, "seqlen_q": 130, "mask": "float 11qk"}
     for empty in ("batch", "heads", "seqlen_q", "seqlen_k"):

@@ -77,8 +77,19 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{activation}_recompute", {"activation": activation, "recompute": True, "biases": True}
     for rows in (1, 2, 5, 6, 7, 16, 33, 64, 130):
         yield f"rows_{rows}", {"rows": rows, "biases": True}
-    for features, hidden, out in ((1, 1, 1), (3, 5, 7), (16, 16, 16), (17, 31, 15), (33, 257, 33), (64, 256, 64), (256, 40, 16)):
-        yield f"sizes_{features}_{hidden}_{out}", {"features": features, "hidden": hidden, "out_features": out, "biases": True}
+    for features, hidden, out in (
+        (1, 1, 1),
+        (3, 5, 7),
+        (16, 16, 16),
+        (17, 31, 15),
+        (33, 257, 33),
+        (64, 256, 64),
+        (256, 40, 16),
+    ):
+        yield (
+            f"sizes_{features}_{hidden}_{out}",
+            {"features": features, "hidden": hidden, "out_features": out, "biases": True},
+        )
         gated = {"features": features, "hidden": hidden, "out_features": out, "activation": "swiglu"}
         yield f"sizes_{features}_{hidden}_{out}_gated", gated
     yield "wide", {"rows": 40, "features": 128, "hidden": 512, "biases": True}

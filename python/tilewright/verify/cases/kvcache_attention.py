@@ -84,7 +84,10 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{name}_prefill", {**kind, "new": 70, "seqlen_q": 70, "lengths": [0, 0], **causal}
         yield f"{name}_long", {**kind, "lengths": [600], "num_splits": 0}
         for splits in (1, 2, 3, 7, 64):
-            yield f"{name}_splits_{splits}", {**kind, "num_splits": splits, "seqlen_q": 2, "lse": "value", "heads_kv": 1}
+            yield (
+                f"{name}_splits_{splits}",
+                {**kind, "num_splits": splits, "seqlen_q": 2, "lse": "value", "heads_kv": 1},
+            )
         yield f"{name}_layout_bshd", {**kind, "layout": "bshd", "memory": "bshd", "new": 2, "seqlen_q": 2, **causal}
         yield f"{name}_dropped_page", {**kind, "lengths": [16, 32], "capacity": 48}
         for name_of, feature in FEATURES.items():

@@ -16,7 +16,7 @@ OPS = ("softmax", "log_softmax")
 
 
 def _values(m: Maker, values: str, shape: tuple[int, ...]) -> Tensor:
-    """"normal"; "large": whole numbers up to 1e4 either way; "equal": one number everywhere; "inf": -inf in places."""
+    """Numbers for x. "large": whole, up to 1e4 either way; "equal": one everywhere; "inf": -inf in places; "normal"."""
     if values == "large":
         return m.draw_integers(-80, 80, *shape) * 128  # exact in every dtype
     if values == "equal":
@@ -26,8 +26,9 @@ def _values(m: Maker, values: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def _mask(m: Maker, spec: str, shape: tuple[int, ...]) -> Tensor:
-    """Kind ("bool", "float", "float32"), which dimensions are kept ("x") or broadcast ("1"), and what is special about it:
-    "rows" excludes every second row entirely (over the last dimension), "inf" excludes single entries, "min" is finfo.min."""
+    """A mask from words: its kind ("bool", "float", "float32"), which dimensions it has ("x") or broadcasts ("1"), and
+    how it is special: "rows" excludes every second row entirely (over the last dimension), "inf" single entries,
+    "min" fills every second row with finfo.min, "expanded" views a smaller mask at full size."""
     kind, dims, *special = spec.split()
     kept = [n if d == "x" else 1 for n, d in zip(shape[len(shape) - len(dims) :], dims, strict=True)]
     if kind == "bool":
@@ -100,7 +101,15 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"width_{width}", {"shape": (max(5, 300 // width), width)}
     for width in (32769, 100_000):
         yield f"width_{width}", {"shape": (2, width)}
-    for shape, dim in (((6, 7), 0), ((5, 6, 7), 1), ((4, 5, 6, 7), -2), ((4, 5, 6, 7), 0), ((2, 3, 2, 3, 5), 2), ((50,), 0), ((33, 65), 0)):
+    for shape, dim in (
+        ((6, 7), 0),
+        ((5, 6, 7), 1),
+        ((4, 5, 6, 7), -2),
+        ((4, 5, 6, 7), 0),
+        ((2, 3, 2, 3, 5), 2),
+        ((50,), 0),
+        ((33, 65), 0),
+    ):
         yield f"dim_{dim}_of_{len(shape)}_{shape[dim]}", {"shape": shape, "dim": dim}
     yield "wide_columns", {"shape": (1000, 70), "dim": 0}
     yield "scalar", {"shape": (), "dim": 0}

@@ -23,14 +23,16 @@ def make(m: Maker, *, spec: dict[str, Any]) -> dict[str, Any]:
     total_q, total_k = sum(lengths_q), sum(lengths_k)
     # (H, total, D), so that "equal" and "large" mean what they mean for dense attention.
     drawn = draw_values(
-        m, spec.get("values", "normal"), (heads, total_q, head_dim), (heads_kv, total_k, head_dim), (heads_kv, total_k, head_dim_v)
+        m,
+        spec.get("values", "normal"),
+        (heads, total_q, head_dim),
+        (heads_kv, total_k, head_dim),
+        (heads_kv, total_k, head_dim_v),
     )
     packed = [t.transpose(0, 1) for t in drawn]
     memory = spec.get("memory", "packed")
     if memory == "fused":
-        fused = m.place(torch.cat([t.flatten(1) for t in packed], -1))
-        widths = [t.shape[1] * t.shape[2] for t in packed]
-        q, k, v = (f.unflatten(-1, (-1, head_dim)) for f in fused.split(widths, -1))
+        q, k, v = m.place(torch.cat(packed, 1)).tensor_split((heads, heads + heads_kv), 1)
     elif memory == "heads_first":
         q, k, v = (m.place(t, order=(1, 0, 2)) for t in packed)
     else:
@@ -74,7 +76,16 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "slack", {"slack": 20, "mask": "float b1qk"}
     for name, feature in FEATURES.items():
         yield name, {**feature, **cross}
-    for mask in ("bool bhqk", "bool b11k", "bool 11qk rows", "float bhqk", "float 1hqk", "float b11k", "float 11q1", "float32 1hqk inf"):
+    for mask in (
+        "bool bhqk",
+        "bool b11k",
+        "bool 11qk rows",
+        "float bhqk",
+        "float 1hqk",
+        "float b11k",
+        "float 11q1",
+        "float32 1hqk inf",
+    ):
         yield "mask_" + mask.replace(" ", "_"), {"mask": mask, **cross}
     yield "dropout", {"dropout_p": 0.3, **cross}
     yield "dropout_everything", {**FEATURES["everything"], "dropout_p": 0.1}

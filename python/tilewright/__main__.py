@@ -1,0 +1,5 @@
+"""``python -m tilewright`` is the ``tilewright`` command."""
+
+from .cli import main
+
+main()

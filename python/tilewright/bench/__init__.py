@@ -1,0 +1,1 @@
+"""Measuring: the machine in words, and timings beside PyTorch's."""

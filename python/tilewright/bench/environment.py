@@ -1,0 +1,111 @@
+"""What a report has to say about the machine and the software it ran on."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..registry import backends, unavailable
+
+#: Packages whose version matters to a result.
+PACKAGES = ("tilewright", "torch", "triton", "transformers", "numpy")
+
+
+def cpu_name() -> str:
+    """The processor's own name, or the architecture's where the system does not tell."""
+    if sys.platform == "darwin":
+        done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        return done.stdout.strip() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.lower().startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def memory_bytes() -> int | None:
+    """Physical memory, or None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not every system has these names
+        return None
+
+
+def usable_cpus() -> int:
+    """Processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def package_versions() -> dict[str, str | None]:
+    """Installed versions; None for what is not installed."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def instruction_sets() -> dict[str, Any] | None:
+    """Of the CPU module: "used", "available" (built, and this CPU has them) and its compiler; None without it."""
+    if unavailable("cpu") is not None:
+        return None
+    from ..backends.cpu import kernels
+
+    module = kernels()
+    return {"used": module.isa(), "available": list(module.available_isas()), "compiler": module.compiler}
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this package runs from, "+changes" if it was edited; None outside one."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+        changed = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:  # no git on this machine
+        return None
+    if done.returncode != 0:
+        return None
+    return done.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def gpus() -> list[str]:
+    return (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+
+
+def environment() -> dict[str, Any]:
+    """The block that every JSON report carries."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "system": platform.platform(),
+        "cpu": cpu_name(),
+        "cpus_usable": usable_cpus(),
+        "memory_bytes": memory_bytes(),
+        "gpus": gpus(),
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "torch_threads": torch.get_num_threads(),
+        "instruction_sets": instruction_sets(),
+        "backends": backends(),
+        "commit": commit(),
+    }
