@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -256,7 +257,7 @@ def _one_draw(case: Case, backend: str, draw: _Draw, errors: dict[str, list[Erro
     _make_upstream(case, other, case.make(other))
     before = [b.clone() for b in blocks]
     try:
-        with poisoned():
+        with poisoned(), one_thread() if backend == "reference" else nullcontext():
             overwrite(blocks, other.blocks)
             first = _evaluate(case, draw.arguments, draw.upstream, draw.seed + 1, backend)
             kept = {n: t.clone() for n, t in first.tensors.items()}
