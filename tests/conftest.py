@@ -8,5 +8,5 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _fixed_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TILEWRIGHT_BACKEND", raising=False)
+    monkeypatch.setattr("tilewright.config._from_environment", "")
     torch.manual_seed(0)

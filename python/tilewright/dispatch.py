@@ -9,6 +9,7 @@ from typing import Any
 from . import registry
 from .config import BACKENDS, ENVIRONMENT_VARIABLE, requested_backend
 from .errors import BackendError, list_reasons
+from .registry import Implementation
 
 log = logging.getLogger("tilewright")
 
@@ -22,26 +23,31 @@ def candidates(device_type: str) -> tuple[str, ...]:
     return AUTOMATIC.get(device_type, ("reference",))
 
 
-def select(op_name: str, call: Any, requested: str) -> str:
-    """The backend that serves ``call``. ``requested`` comes from :func:`requested_backend`; ``""`` means automatic.
+def select(op_name: str, call: Any, requested: str) -> Implementation:
+    """The implementation that serves ``call``. ``requested`` comes from :func:`requested_backend`; ``""`` is automatic.
 
     A requested backend never falls back: if it cannot serve the call, BackendError says why.
     """
-    if requested:
-        reason = registry.why_not(op_name, requested, call)
-        if reason is None:
-            return requested
-        others = {b: registry.why_not(op_name, b, call) or "can serve this call" for b in BACKENDS if b != requested}
-        raise BackendError(
-            f"backend {requested!r} cannot serve this {op_name} call: {reason}\nother backends:\n{list_reasons(others)}"
-        )
+    if not requested:
+        return _select_automatically(op_name, call)
+    reason = registry.why_not(op_name, requested, call)
+    if reason is None:
+        return registry.load(op_name, requested)
+    others = {b: registry.why_not(op_name, b, call) or "can serve this call" for b in BACKENDS if b != requested}
+    raise BackendError(
+        f"backend {requested!r} cannot serve this {op_name} call: {reason}\nother backends:\n{list_reasons(others)}"
+    )
+
+
+def _select_automatically(op_name: str, call: Any) -> Implementation:
     reasons: dict[str, str] = {}
-    for backend in candidates(call[0].device.type):
+    first = call[0]
+    for backend in AUTOMATIC["cpu"] if first.is_cpu else candidates(first.device.type):
         reason = registry.why_not(op_name, backend, call)
         if reason is None:
             for skipped, why in reasons.items():
                 _log_skip(op_name, skipped, why, backend)
-            return backend
+            return registry.load(op_name, backend)
         reasons[backend] = reason
     raise BackendError(f"no backend can serve this {op_name} call:\n{list_reasons(reasons)}")
 

@@ -169,6 +169,6 @@ def test_raises_one_clear_exception(case: str) -> None:
 
 
 def test_environment_variable_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TILEWRIGHT_BACKEND", "gpu")
+    monkeypatch.setattr("tilewright.config._from_environment", "gpu")  # what the variable held at import
     with pytest.raises(ValueError, match="TILEWRIGHT_BACKEND='gpu'"):
         tw.softmax(q())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tilewright as tw
-from tilewright import dispatch, registry
+from tilewright import config, dispatch, registry
 from tilewright.config import BACKENDS, requested_backend
 from tilewright.registry import Implementation
 
@@ -35,7 +35,7 @@ def cpu_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_order_of_authority(monkeypatch: pytest.MonkeyPatch) -> None:
     assert requested_backend(None) == ""
-    monkeypatch.setenv("TILEWRIGHT_BACKEND", "cuda")
+    monkeypatch.setattr(config, "_from_environment", "cuda")  # what the variable held at import
     assert requested_backend(None) == "cuda"
     with tw.use_backend("triton"):
         assert requested_backend(None) == "triton"
@@ -100,7 +100,7 @@ def test_backward_runs_where_its_forward_ran(monkeypatch: pytest.MonkeyPatch) ->
     ran: list[str] = []
     real = dispatch.select
 
-    def recording(op: str, call: Any, requested: str) -> str:
+    def recording(op: str, call: Any, requested: str) -> Implementation:
         ran.append(requested)
         return real(op, call, requested)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,8 +51,8 @@ def kernels() -> Any:
 
 
 def _unsupported(call: Any) -> str | None:
-    device = call[0].device.type
-    return None if device == "cpu" else f"its tensors are on {device}; the cpu backend reads host memory only"
+    first = call[0]
+    return None if first.is_cpu else f"its tensors are on {first.device.type}; the cpu backend reads host memory only"
 
 
 def _view(t: Tensor) -> tuple[int, tuple[int, ...]]:
@@ -218,6 +219,11 @@ def _softmax_params(call: SoftmaxCall, log: bool, x: Tensor, y: Tensor, third: T
         p.n = 1
         return p, []
     dim = call.dim
+    if dim == x.dim() - 1 and call.mask is None and call.causal is None and x.is_contiguous() and y.is_contiguous():
+        if third is None or third.is_contiguous():  # the usual call: every tensor is a matrix of rows
+            p.n = n = x.shape[-1]
+            p.row_dims, p.row_shape, p.x_row_stride, p.y_row_stride = 1, (math.prod(x.shape[:-1]),), (n,), (n,)
+            return p, [n]
     rows = [d for d in range(x.dim()) if d != dim]
     shape = [x.shape[d] for d in rows]
     third_stride = () if third is None else _broadcast_view(third)[1]

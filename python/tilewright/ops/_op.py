@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import registry
 from ..config import requested_backend
 from ..dispatch import select
 
@@ -86,6 +85,7 @@ class Op:
         set_(self, "_saved_indices", tuple(fields.index(f) for f in self.saved))
         hints = typing.get_type_hints(self.call)
         set_(self, "_replaced_indices", tuple(i for i, f in enumerate(fields) if hints[f] is Tensor and f not in self.saved))
+        set_(self, "_intermediate_indices", tuple(self.outputs.index(o) for o in self.intermediates))
         set_(self, "_passed_indices", tuple(fields.index(f) for f in self.passes_through))
         eager, transformable = _register(self)
         set_(self, "_function", eager)
@@ -97,6 +97,7 @@ class Op:
     _tensor_indices: tuple[int, ...] = field(init=False, repr=False)
     _saved_indices: tuple[int, ...] = field(init=False, repr=False)
     _replaced_indices: tuple[int, ...] = field(init=False, repr=False)
+    _intermediate_indices: tuple[int, ...] = field(init=False, repr=False)
     _passed_indices: tuple[int, ...] = field(init=False, repr=False)
     _function: Any = field(init=False, repr=False)
     _transformable: Any = field(init=False, repr=False)
@@ -114,7 +115,8 @@ class Op:
             return outputs
         requested = requested_backend(backend)
         if self._wants_gradient(call):
-            outputs = self._as_tuple(self._function.apply(*call, requested))
+            # Only what may need a gradient is passed through autograd, which looks at every argument.
+            outputs = self._as_tuple(self._function.apply(call, requested, *[call[i] for i in self._any_gradient]))
             return outputs
         return self.run_forward(self.without_grad(call), requested)
 
@@ -141,59 +143,51 @@ class Op:
     def run_forward(self, call: Any, requested: str) -> tuple[Tensor, ...]:
         if self.check_values is not None:
             self.check_values(call)
-        return registry.load(self.name, select(self.name, call, requested)).forward(call)
+        return select(self.name, call, requested).forward(call)
 
     def run_backward(
         self, call: Any, outputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...], wanted: Sequence[bool], requested: str
     ) -> tuple[Tensor | None, ...]:
-        backward = registry.load(self.name, select(self.name, call, requested)).backward
+        backward = select(self.name, call, requested).backward
         assert backward is not None, f"{self.name} is registered as differentiable but its backend has no backward"
         return backward(call, outputs, grads, wanted)
 
-    def save(self, ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+    def save(self, ctx: Any, call: tuple[Any, ...], requested: str, outputs: tuple[Tensor, ...]) -> None:
         """What autograd keeps between forward and backward: tensors by save_for_backward, the rest as it is."""
         ctx.set_materialize_grads(False)
-        if self.intermediates:
-            ctx.mark_non_differentiable(*(o for n, o in zip(self.outputs, outputs, strict=True) if n in self.intermediates))
-        kept = list(inputs[:-1])
-        tensors = []
+        for i in self._intermediate_indices:
+            ctx.mark_non_differentiable(outputs[i])
+        ctx.save_for_backward(*[call[i] for i in self._saved_indices], *outputs)
+        fields = list(call)
         for i in self._tensor_indices:
-            if i in self._saved_indices:
-                tensors.append(kept[i])
-            kept[i] = None
-        ctx.kept, ctx.requested = kept, inputs[-1]
-        ctx.save_for_backward(*tensors, *outputs)
+            fields[i] = None
+        ctx.fields, ctx.requested = fields, requested
 
-    def gradients(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        """The gradient formula: one entry per field of the call, and one for the backend."""
+    def gradients(self, ctx: Any, grads: tuple[Tensor | None, ...], wanted: Sequence[bool]) -> list[Tensor | None]:
+        """The gradients of the differentiable fields, then of those that pass the output's gradient through."""
+        count = len(self._gradient_indices)
+        passed = [grads[0] if want else None for want in wanted[count:]]
+        if True not in wanted[:count] or all(g is None for g in grads):
+            return [None] * count + passed
         saved = ctx.saved_tensors
-        count = len(self._saved_indices)
-        kept = list(ctx.kept)
-        for i, t in zip(self._saved_indices, saved[:count], strict=True):
-            kept[i] = t
-        outputs = tuple(saved[count:])
+        outputs = saved[len(self._saved_indices) :]
+        fields = list(ctx.fields)
+        for i, t in zip(self._saved_indices, saved, strict=False):
+            fields[i] = t
         for i in self._replaced_indices:
-            kept[i] = outputs[0]
-        call = self.call(*kept)
-        results: list[Tensor | None] = [None] * (len(kept) + 1)
-        for i in self._passed_indices:
-            if ctx.needs_input_grad[i]:
-                results[i] = grads[0]
-        wanted = [ctx.needs_input_grad[i] for i in self._gradient_indices]
-        if any(wanted) and any(g is not None for g in grads):
-            for i, g in zip(self._gradient_indices, self._run_backward_anywhere(call, outputs, grads, wanted, ctx.requested), strict=True):
-                results[i] = g
-        return tuple(results)
+            fields[i] = outputs[0]
+        found = self._run_backward_anywhere(self.call(*fields), outputs, grads, wanted[:count], ctx.requested)
+        return [*found, *passed]
 
     def _run_backward_anywhere(
-        self, call: Any, outputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...], wanted: list[bool], requested: str
+        self, call: Any, outputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...], wanted: Sequence[bool], requested: str
     ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             # create_graph: the reference's gradient can itself be differentiated, a kernel's cannot.
             return self.run_backward(call, outputs, grads, wanted, "reference")
         if torch.compiler.is_compiling() or _must_see_operator((*grads, *outputs), range(len(grads) + len(outputs))):
             grads = (*grads, *[None] * (len(outputs) - len(grads)))
-            found = self.backward_operator(*grads, *outputs, *call, wanted, requested)
+            found = self.backward_operator(*grads, *outputs, *call, list(wanted), requested)
             return tuple(g if want else None for g, want in zip(found, wanted, strict=True))
         return self.run_backward(call, outputs, grads, wanted, requested)
 
@@ -247,28 +241,35 @@ def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autogra
     _LIBRARY.impl(op.name, forward, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tilewright::{op.name}", fake, lib=_LIBRARY)
 
-    class Function(torch.autograd.Function):
+    class Eager(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            outputs = op.run_forward(op.call(*args[:-1]), args[-1])
-            op.save(ctx, args, outputs)
+        def forward(ctx: Any, call: Any, requested: str, *_: Tensor | None) -> Any:
+            outputs = op.run_forward(call, requested)
+            op.save(ctx, call, requested, outputs)
             return unwrap(outputs)
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
-            return op.gradients(ctx, grads)
+            return (None, None, *op.gradients(ctx, grads, ctx.needs_input_grad[2:]))
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        op.save(ctx, inputs, op._as_tuple(output))
+        op.save(ctx, inputs[:-1], inputs[-1], op._as_tuple(output))
 
-    transformable = type(
-        f"{op.name}_transformable",
-        (Function,),
-        {"forward": staticmethod(lambda *args: op.operator(*args)), "setup_context": staticmethod(setup_context)},
-    )
-    Function.__name__ = Function.__qualname__ = op.name
+    def backward_by_field(ctx: Any, *grads: Tensor | None) -> Any:
+        results: list[Tensor | None] = [None] * (n_fields + 1)
+        for i, g in zip(op._any_gradient, op.gradients(ctx, grads, [ctx.needs_input_grad[i] for i in op._any_gradient]), strict=True):
+            results[i] = g
+        return tuple(results)
+
+    class Transformable(torch.autograd.Function):
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            return op.operator(*args)
+
+    Transformable.setup_context, Transformable.backward = staticmethod(setup_context), staticmethod(backward_by_field)
+    Eager.__name__ = Eager.__qualname__ = Transformable.__name__ = Transformable.__qualname__ = op.name
     if not op.differentiable:
-        return Function, transformable
+        return Eager, Transformable
 
     grads_in = ", ".join(f"Tensor? d{o}" for o in op.outputs)
     outputs_in = ", ".join(f"Tensor {o}" for o in op.outputs)
@@ -298,6 +299,6 @@ def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autogra
     torch.library.register_fake(f"tilewright::{op.name}_backward", fake_backward, lib=_LIBRARY)
 
     torch.library.register_autograd(
-        f"tilewright::{op.name}", lambda ctx, *grads: op.gradients(ctx, grads), setup_context=setup_context, lib=_LIBRARY
+        f"tilewright::{op.name}", backward_by_field, setup_context=setup_context, lib=_LIBRARY
     )
-    return Function, transformable
+    return Eager, Transformable
