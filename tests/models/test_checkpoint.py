@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tilewright.models import GPT, GPTConfig, ByteTokenizer
+from tilewright.models import GPT, ByteTokenizer, GPTConfig
 
 safetensors = pytest.importorskip("safetensors.torch")
 transformers = pytest.importorskip("transformers")
@@ -109,7 +109,7 @@ def test_everything_that_does_not_fit_is_listed(make_checkpoint: Callable[..., A
         }
 
     rewrite(folder, damage)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="does not hold the GPT that") as caught:
         GPT.from_pretrained(folder)
     message = str(caught.value)
     assert "missing: h.1.ln_2.bias (24,)" in message
@@ -138,7 +138,7 @@ def test_broken_or_missing_files(make_checkpoint: Callable[..., Any], tmp_path: 
     with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json"):
         GPT.from_pretrained(folder)
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="pickle only.*save_pretrained"):
+    with pytest.raises(ValueError, match=r"pickle only.*save_pretrained"):
         GPT.from_pretrained(folder)
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
@@ -146,7 +146,7 @@ def test_broken_or_missing_files(make_checkpoint: Callable[..., Any], tmp_path: 
     with pytest.raises(NotADirectoryError, match="is a file"):
         GPT.from_pretrained(folder / "pytorch_model.bin")
     for missing in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "./nowhere", "a/b/c"):
-        with pytest.raises(FileNotFoundError, match="no such folder.*local folder.*hf download"):
+        with pytest.raises(FileNotFoundError, match=r"no such folder.*local folder.*hf download"):
             GPT.from_pretrained(missing)
 
 

@@ -71,7 +71,8 @@ def test_a_finished_sequence_is_filled_with_its_stop_token(model: GPT) -> None:
     assert ends[0] is not None
     for row, expected, end in zip(got, free, ends, strict=True):
         assert len(row) == length
-        assert row == expected[:length] if end is None else expected[: end + 1] + [expected[end]] * (length - end - 1)
+        kept = expected if end is None else expected[: end + 1]
+        assert row == kept[:length] + [kept[-1]] * (length - len(kept))
     one = model.generate(prompts[:1], max_new_tokens=30, stop_token=stops)
     assert one.shape[1] == 5 + ends[0] + 1  # ended early
 
@@ -117,13 +118,11 @@ def test_callback_and_mode(model: GPT) -> None:
     assert model.training
     assert [n for n, _ in calls] == [1, 2, 3, 4]
     assert [t for _, t in calls] == out[:, 5:].t().tolist()
-    model.eval()
+
+    def stop(count: int, tokens: torch.Tensor) -> None:
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-
-        def stop(count: int, tokens: torch.Tensor) -> None:
-            raise KeyboardInterrupt
-
-        model.train()
         model.generate(prompt, max_new_tokens=4, on_token=stop)
     assert model.training
 

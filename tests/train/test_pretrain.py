@@ -96,8 +96,8 @@ def test_a_different_run_is_not_resumed(corpus: Corpus, tmp_path: Path) -> None:
     assert isinstance(load_tokenizer(tmp_path), ByteTokenizer)
     with pytest.raises(ValueError, match=r"different run: lr=0\.1, saved with 0\.003; steps=8, saved with 1"):
         pretrain(fresh(), corpus, **{**RUN, "lr": 0.1}, checkpoint_folder=tmp_path, resume=True)
+    smaller = fresh(replace(CONFIG, n_layer=1))
     with pytest.raises(ValueError, match=r"model\.n_layer=1, saved with 2"):
-        smaller = fresh(replace(CONFIG, n_layer=1))
         pretrain(smaller, corpus, **{**RUN, "steps": 1}, checkpoint_folder=tmp_path, resume=True)
 
 
@@ -141,7 +141,7 @@ def test_gradient_clipping(corpus: Corpus) -> None:
     def moved(clip: float) -> float:
         model = fresh()
         before = weights(model)
-        # Adam divides by the gradient's size; a large epsilon-free comparison needs the norm, so look at its input.
+        # Adam divides a gradient by its own size, down to an epsilon: only a gradient clipped below that moves less.
         norms: list[float] = []
         pretrain(model, corpus, **{**RUN, "steps": 1, "grad_clip": clip}, on_step=lambda i: norms.append(i.grad_norm))
         assert norms[0] > 0.1  # reported before clipping

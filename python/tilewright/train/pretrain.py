@@ -141,7 +141,8 @@ def pretrain(
     checkpoint_folder: gets config.json and model.safetensors (loadable with ``GPT.from_pretrained``), training_state.pt
         and, when given, the tokenizer, every checkpoint_every steps and at the end; an earlier checkpoint is replaced.
     resume: go on from checkpoint_folder's training_state.pt. The weights then become exactly those of an uninterrupted
-        run of the same settings, backend and machine. With time_limit_s the learning rate follows the clock, so not then.
+        run of the same settings, backend and machine. Not with time_limit_s, where the
+        learning rate follows the clock.
 
     Randomness (batches and dropout) comes from ``seed``; torch's global random state is put back afterwards. The model
     is left in evaluation mode. Raises ``FloatingPointError`` when the loss is not finite.
