@@ -1,0 +1,330 @@
+// softmax and log_softmax, forward.
+//
+// A block of columns is brought into a buffer as scores; its maximum m_b and sum of exponentials s_b are found; the blocks'
+// are joined, sum = sum_b s_b exp(m_b - m) (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018); then
+// the block is finished. A row that fits the buffer is one block: it is read once, exponentiated once and written once.
+// Longer rows are read twice, and their blocks can be shared by threads: the order of the sums never depends on how many.
+#include "isa.h"
+#include "parallel.h"
+#include "scratch.h"
+#include "softmax_io.h"
+
+namespace tilewright {
+namespace TW_ISA {
+namespace {
+
+// Elements of a buffer. A row that fits stays in the second-level cache between its passes; see kWideBlock for the rest.
+constexpr int64_t kResident = 64 * 1024;
+// Block of a row that does not fit: the two passes over it run in the first-level cache.
+constexpr int64_t kWideBlock = 4096;
+// Elements that are worth a task, about 20 us.
+constexpr int64_t kTaskElements = 32 * 1024;
+// Output bytes from which streaming stores pay: it would not stay in the caches anyway.
+constexpr int64_t kStreamBytes = int64_t{8} << 20;
+
+template <class A>
+struct Stats {
+  A max, sum;
+};
+
+// What a score is shifted by: the maximum, unless every score is excluded.
+template <class A>
+TW_INLINE A base_of(A max) {
+  return max == -INFINITY ? A{0} : max;
+}
+
+template <class A>
+Stats<A> join(const Stats<A>* blocks, int64_t count) {
+  A max = -INFINITY, sum = 0;
+  for (int64_t b = 0; b < count; ++b) max = blocks[b].max > max ? blocks[b].max : max;
+  for (int64_t b = 0; b < count; ++b) sum += blocks[b].sum * std::exp(blocks[b].max - base_of(max));
+  return {max, sum};
+}
+
+template <class A>
+TW_INLINE A log_sum(A sum) {
+  return sum == 0 ? A{0} : std::log(sum);
+}
+
+template <class A>
+TW_INLINE A scale_and_max(A* s, int64_t count, A scale) {
+  constexpr int L = kLanes<A>;
+  Vec<A> m[kUnroll];
+  for (auto& v : m) v = broadcast<A>(-INFINITY);
+  int64_t j = 0;
+  for (; j + kUnroll * L <= count; j += kUnroll * L)
+    for (int u = 0; u < kUnroll; ++u) {
+      const Vec<A> v = load(s + j + u * L) * scale;
+      store(s + j + u * L, v);
+      m[u] = vmax(m[u], v);
+    }
+  for (; j < count; j += L) {
+    const Vec<A> v = load(s + j) * scale;
+    store(s + j, v);
+    m[0] = vmax(m[0], v);
+  }
+  return horizontal_max(vmax(vmax(m[0], m[1]), vmax(m[2], m[3])));
+}
+
+template <class A>
+TW_INLINE A max_of(const A* s, int64_t count) {
+  constexpr int L = kLanes<A>;
+  Vec<A> m[kUnroll];
+  for (auto& v : m) v = broadcast<A>(-INFINITY);
+  int64_t j = 0;
+  for (; j + kUnroll * L <= count; j += kUnroll * L)
+    for (int u = 0; u < kUnroll; ++u) m[u] = vmax(m[u], load(s + j + u * L));
+  for (; j < count; j += L) m[0] = vmax(m[0], load(s + j));
+  return horizontal_max(vmax(vmax(m[0], m[1]), vmax(m[2], m[3])));
+}
+
+// Sum of exp(s - base), which replaces s when `keep`.
+template <class A, bool keep>
+TW_INLINE A exp_and_sum(A* s, int64_t count, A base) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[kUnroll] = {};
+  int64_t j = 0;
+  for (; j + kUnroll * L <= count; j += kUnroll * L)
+    for (int u = 0; u < kUnroll; ++u) {
+      const Vec<A> e = vexp_nonpositive(load(s + j + u * L) - base);
+      if (keep) store(s + j + u * L, e);
+      sum[u] += e;
+    }
+  for (; j < count; j += L) {
+    const Vec<A> e = vexp_nonpositive(load(s + j) - base);
+    if (keep) store(s + j, e);
+    sum[0] += e;
+  }
+  return horizontal_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+template <class A>
+class Forward {
+ public:
+  static constexpr int L = kLanes<A>, W = kTileLanes<A>;
+
+  explicit Forward(const SoftmaxParams& p)
+      : p_(p),
+        x_{p.dtype, const_cast<void*>(p.x)},
+        y_{p.dtype, p.y},
+        scale_(static_cast<A>(p.scale)),
+        rows_(row_count(p)),
+        streaming_(rows_ * p.n * size_of(p.dtype) >= kStreamBytes) {}
+
+  Status run() {
+    if (rows_ == 0 || p_.n == 0) return Status::kOk;
+    const bool unit_stride = p_.x_stride == 1 && p_.y_stride == 1;
+    // A tile wastes its idle lanes, so that few rows are better taken one by one even where that gathers.
+    if ((unit_stride && p_.n >= W) || rows_ < L) return p_.n <= kResident || rows_ >= 2 * p_.num_threads ? rows() : wide_rows();
+    return tiles();
+  }
+
+ private:
+  int64_t kept(int64_t index) const {
+    return p_.causal ? max64(0, min64(p_.n, index + p_.causal_shift + 1)) : p_.n;
+  }
+  int64_t block_columns() const { return p_.n <= kResident ? kResident : kWideBlock; }
+
+  // --- one row at a time
+
+  // Columns [first, first + count) as scores, and their maximum.
+  A load_scores(const RowAt& at, int64_t first, int64_t count, A* s) const {
+    load_row(x_, at.x + first * p_.x_stride, p_.x_stride, count, A{-INFINITY}, s);
+    A max = scale_and_max(s, count, scale_);
+    for (int64_t j = count; j % L != 0; ++j) s[j] = -INFINITY;  // a negative or zero scale has changed the padding
+    if (p_.mask != nullptr || !(scale_ > 0)) {
+      if (p_.mask != nullptr)
+        with_mask<A>(p_, [&](auto* mask) { mask_row(mask + at.third + first * p_.mask_stride, p_.mask_stride, count, s); });
+      max = max_of(s, count);
+    }
+    return max;
+  }
+
+  Stats<A> block_stats(const RowAt& at, int64_t first, int64_t count, bool keep, A* s) const {
+    const A max = load_scores(at, first, count, s), base = base_of(max);
+    return {max, keep ? exp_and_sum<A, true>(s, count, base) : exp_and_sum<A, false>(s, count, base)};
+  }
+
+  // Writes columns [first, first + count). `s` holds their exponentials when `exponentiated`, else their scores.
+  void finish(const RowAt& at, int64_t first, int64_t count, const Stats<A>& row, bool exponentiated, A* s) const {
+    finish_block(count, exponentiated, broadcast<A>(base_of(row.max)), broadcast<A>(row.sum), broadcast<A>(log_sum(row.sum)), L, s);
+    store_row(y_, at.y + first * p_.y_stride, p_.y_stride, count, streaming_, s);
+  }
+
+  // Scores or exponentials into outputs, a vector in every `step` elements of [0, end).
+  void finish_block(int64_t end, bool exponentiated, Vec<A> base, Vec<A> sum, Vec<A> log, int64_t step, A* s) const {
+    const Divisor<Vec<A>, A> divisor(sum);
+    if (p_.log)
+      for (int64_t j = 0; j < end; j += step) store(s + j, load(s + j) - base - log);
+    else if (exponentiated)
+      for (int64_t j = 0; j < end; j += step) store(s + j, divisor.divide(load(s + j)));
+    else
+      for (int64_t j = 0; j < end; j += step) store(s + j, divisor.divide(vexp_nonpositive(load(s + j) - base)));
+  }
+
+  void fill_excluded(const RowAt& at, int64_t first) const {
+    with_dtype<A>(p_.dtype, [&](auto t) {
+      using T = decltype(t);
+      const T excluded = from_accumulator<T>(p_.log ? A{-INFINITY} : A{0});
+      T* y = static_cast<T*>(p_.y) + at.y;
+      for (int64_t j = first; j < p_.n; ++j) y[j * p_.y_stride] = excluded;
+    });
+  }
+
+  // stats: one per block.
+  void one_row(const RowAt& at, A* s, Stats<A>* stats) const {
+    const int64_t n = kept(at.index), step = block_columns(), blocks = ceil_div(n, step);
+    for (int64_t b = 0; b < blocks; ++b)
+      stats[b] = block_stats(at, b * step, min64(step, n - b * step), blocks == 1 && !p_.log, s);
+    const Stats<A> row = join(stats, blocks);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t count = min64(step, n - b * step);
+      if (blocks > 1) load_scores(at, b * step, count, s);
+      finish(at, b * step, count, row, blocks == 1, s);
+    }
+    fill_excluded(at, n);
+  }
+
+  // Bytes of one thread's buffer: scores, then the blocks' statistics.
+  int64_t buffer_elements() const { return ceil_div(min64(block_columns(), p_.n), W) * W; }
+  int64_t stats_elements() const { return ceil_div(2 * ceil_div(p_.n, block_columns()), W) * W; }
+
+  Status rows() const {
+    const int64_t per_task = max64(1, kTaskElements / p_.n), stride = buffer_elements() + stats_elements();
+    const Scratch scratch(static_cast<size_t>(p_.num_threads * stride) * sizeof(A));
+    if (scratch.data() == nullptr) return Status::kOutOfMemory;
+    A* buffers = reinterpret_cast<A*>(scratch.data());
+    parallel_for(ceil_div(rows_, per_task), p_.num_threads, [&](int64_t task, int thread) {
+      A* s = buffers + thread * stride;
+      RowWalk walk(p_, p_.mask_row_stride, task * per_task);
+      for (int64_t r = task * per_task; r < min64(rows_, (task + 1) * per_task); ++r, walk.next())
+        one_row(walk.at(), s, reinterpret_cast<Stats<A>*>(s + buffer_elements()));
+      stream_fence();
+    });
+    return Status::kOk;
+  }
+
+  // Fewer rows than threads: the threads share each row's blocks.
+  Status wide_rows() const {
+    constexpr int64_t blocks_per_task = 8;
+    const int64_t stride = buffer_elements();
+    const Scratch scratch(static_cast<size_t>(p_.num_threads * stride + stats_elements()) * sizeof(A));
+    if (scratch.data() == nullptr) return Status::kOutOfMemory;
+    A* buffers = reinterpret_cast<A*>(scratch.data());
+    Stats<A>* stats = reinterpret_cast<Stats<A>*>(buffers + p_.num_threads * stride);
+    RowWalk walk(p_, p_.mask_row_stride, 0);
+    for (int64_t r = 0; r < rows_; ++r, walk.next()) {
+      const RowAt at = walk.at();
+      const int64_t n = kept(at.index), step = block_columns(), blocks = ceil_div(n, step);
+      const auto for_blocks = [&](auto f) {
+        parallel_for(ceil_div(blocks, blocks_per_task), p_.num_threads, [&](int64_t task, int thread) {
+          for (int64_t b = task * blocks_per_task; b < min64(blocks, (task + 1) * blocks_per_task); ++b)
+            f(b, b * step, min64(step, n - b * step), buffers + thread * stride);
+          stream_fence();
+        });
+      };
+      for_blocks([&](int64_t b, int64_t first, int64_t count, A* s) { stats[b] = block_stats(at, first, count, false, s); });
+      const Stats<A> row = join(stats, blocks);
+      for_blocks([&](int64_t, int64_t first, int64_t count, A* s) {
+        load_scores(at, first, count, s);
+        finish(at, first, count, row, false, s);
+      });
+      fill_excluded(at, n);
+    }
+    return Status::kOk;
+  }
+
+  // --- a tile of rows at a time: statistics per lane
+
+  struct LaneStats {
+    Vec<A> max[kUnroll], sum[kUnroll];
+  };
+
+  void load_tile_scores(const Tile<A>& tile, int64_t first, int64_t count, A* s) const {
+    load_tile(x_, tile, &RowAt::x, p_.x_stride, first, count, s);
+    for (int64_t j = 0; j < count * W; j += L) store(s + j, load(s + j) * scale_);
+    if (p_.mask != nullptr)
+      with_mask<A>(p_, [&](auto* mask) { mask_tile(mask + first * p_.mask_stride, tile, p_.mask_stride, count, s); });
+    if (p_.causal)
+      for (int l = 0; l < tile.lanes; ++l)
+        for (int64_t j = max64(0, kept(tile.at[l].index) - first); j < count; ++j) s[j * W + l] = -INFINITY;
+  }
+
+  // Joins a block of scores to the statistics; the exponentials replace the scores when `keep`.
+  void tile_stats(int64_t count, bool keep, A* s, LaneStats* stats) const {
+    for (int u = 0; u < kUnroll; ++u) {
+      Vec<A> m = stats->max[u];
+      for (int64_t j = 0; j < count; ++j) m = vmax(m, load(s + j * W + u * L));
+      const Vec<A> base = base_lanes(m);
+      Vec<A> sum = stats->sum[u] * vexp_nonpositive(stats->max[u] - base);
+      // Summed in groups, so that the rounding error of a long row grows with the square root of its length at most.
+      for (int64_t j = 0; j < count;) {
+        Vec<A> group = {};
+        for (const int64_t end = min64(count, j + 64); j < end; ++j) {
+          const Vec<A> e = vexp_nonpositive(load(s + j * W + u * L) - base);
+          if (keep) store(s + j * W + u * L, e);
+          group += e;
+        }
+        sum += group;
+      }
+      stats->max[u] = m;
+      stats->sum[u] = sum;
+    }
+  }
+
+  static Vec<A> base_lanes(Vec<A> max) { return max == broadcast<A>(-INFINITY) ? Vec<A>{} : max; }
+
+  void one_tile(const Tile<A>& tile, A* s) const {
+    const int64_t step = kResident / W, blocks = ceil_div(p_.n, step);
+    LaneStats stats;
+    for (int u = 0; u < kUnroll; ++u) stats.max[u] = broadcast<A>(-INFINITY), stats.sum[u] = Vec<A>{};
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t count = min64(step, p_.n - b * step);
+      load_tile_scores(tile, b * step, count, s);
+      tile_stats(count, blocks == 1 && !p_.log, s, &stats);
+    }
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t count = min64(step, p_.n - b * step);
+      if (blocks > 1) load_tile_scores(tile, b * step, count, s);
+      for (int u = 0; u < kUnroll; ++u) {
+        Vec<A> log = {};
+        for (int l = 0; p_.log && l < L; ++l) log[l] = log_sum(stats.sum[u][l]);
+        finish_block(count * W, blocks == 1, base_lanes(stats.max[u]), stats.sum[u], log, W, s + u * L);
+      }
+      store_tile(y_, tile, &RowAt::y, p_.y_stride, b * step, count, s);
+    }
+  }
+
+  Status tiles() const {
+    const int64_t stride = min64(kResident / W, p_.n) * W;
+    const Scratch scratch(static_cast<size_t>(p_.num_threads * stride) * sizeof(A));
+    if (scratch.data() == nullptr) return Status::kOutOfMemory;
+    A* buffers = reinterpret_cast<A*>(scratch.data());
+    for_tiles<A>(p_, p_.mask_row_stride, rows_, max64(1, kTaskElements / (p_.n * W)),
+                 [&](const Tile<A>& tile, int thread) { one_tile(tile, buffers + thread * stride); });
+    return Status::kOk;
+  }
+
+  const SoftmaxParams& p_;
+  Storage x_, y_;
+  A scale_;
+  int64_t rows_;
+  bool streaming_;
+};
+
+}  // namespace
+
+Status softmax_forward(const SoftmaxParams& p) {
+  if (!valid_shape(p)) return Status::kBadShape;
+  switch (p.dtype) {
+    case DType::kFloat32:
+    case DType::kFloat16:
+    case DType::kBFloat16: return Forward<float>(p).run();
+    case DType::kFloat64: return Forward<double>(p).run();
+    case DType::kBool: break;
+  }
+  return Status::kUnsupportedDType;
+}
+
+}  // namespace TW_ISA
+}  // namespace tilewright
