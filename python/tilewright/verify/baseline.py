@@ -80,17 +80,17 @@ def _attend(
     with torch.no_grad():
         # torch's fused kernels keep the log-sum-exp in float32, whatever the inputs are.
         lse = eager(None)[1]
-    # SDPA multiplies q and k by the square root of the scale each, which makes NaN of a negative one.
-    inexpressible = call.softcap > 0.0 or call.sinks is not None or rng is not None or call.scale < 0.0
+    inexpressible = call.softcap > 0.0 or call.sinks is not None or rng is not None
     if inexpressible or 0 in q.shape or 0 in k.shape:
         return eager(q.dtype)[0], lse
     only_causal = call.window_left < 0 and call.window_right < 0 and mask is None and alibi_slopes is None
     is_causal = only_causal and call.causal is not None and (call.causal == "top_left" or q.shape[2] == k.shape[2])
     bias = None if is_causal else _attention_mask(q, k, call, mask, alibi_slopes)
     gqa = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias, is_causal=is_causal, scale=call.scale, enable_gqa=gqa
-    ), lse
+    # SDPA multiplies q and k by the square root of the scale each, which makes NaN of a negative one.
+    q, scale = (-q, -call.scale) if call.scale < 0.0 else (q, call.scale)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=is_causal, scale=scale, enable_gqa=gqa)
+    return out, lse
 
 
 def _attention_mask(q: Tensor, k: Tensor, call: Any, mask: Tensor | None, alibi_slopes: Tensor | None) -> Tensor | None:

@@ -129,7 +129,7 @@ def _judge(case: Case, seed: int) -> _Draw:
     expected = _evaluate(case, wide, wide_upstream, seed, "reference")
     if expected.problems:
         raise ValueError(f"{case.id}: the reference itself: {'; '.join(expected.problems)}")
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     same = {n: _copy(v, None) for n, v in arguments.items()}
     leaves = _leaves(case, same)
     outputs = run_baseline(case.op, leaves, case.output_gradients)
@@ -212,7 +212,7 @@ def _gradients(
 def _evaluate(case: Case, arguments: dict[str, Any], upstream: dict[str, Tensor], seed: int, backend: str) -> _Result:
     """The public op and its gradients on ``arguments``; problems are what it gets wrong about the contract."""
     leaves = _leaves(case, arguments)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     returned = OPS[case.op][1](**leaves, backend=backend)
     returned = returned if isinstance(returned, tuple) else (returned,)
     layouts = _expected_layouts(case, arguments)

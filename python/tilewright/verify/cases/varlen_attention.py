@@ -83,7 +83,6 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
         "float bhqk",
         "float 1hqk",
         "float b11k",
-        "float 11q1",
         "float32 1hqk inf",
     ):
         yield "mask_" + mask.replace(" ", "_"), {"mask": mask, **cross}
