@@ -1,14 +1,14 @@
 // Attention backward: dq, dk, dv, and the gradients of a float mask and of the sinks.
 //
-// P is recomputed from the scores and the log-sum of the forward pass (FlashAttention, Dao et al. 2022), so memory stays
-// linear in the sequence length. For each block of keys, over all blocks of query rows that see it:
+// P is recomputed from the scores and the log-sum of the forward pass (FlashAttention, Dao et al. 2022), so memory
+// stays linear in the sequence length. For each block of keys, over all blocks of query rows that see it:
 //
 //   S^T = K Q^T   dP^T = V dO^T   P^T = exp(S^T - lse)   dS^T = P^T * (dP^T - delta)
 //   dV += P^T dO  dK += dS^T Q    dQ^T += K^T dS^T
 //
-// with delta = rowsum(dO * O) - dlse. A task owns some key blocks of one key/value head, so it alone writes their dK and
-// dV, summed over the heads of the group. When heads are few their key blocks are dealt to several tasks, each with a dQ of
-// its own, and these are added in a fixed order: results depend neither on timing nor on the number of threads.
+// with delta = rowsum(dO * O) - dlse. A task owns some key blocks of one key/value head, so it alone writes their dK
+// and dV, summed over the heads of the group. When heads are few their key blocks are dealt to several tasks, each with
+// a dQ of its own, and these are added in a fixed order: results depend neither on timing nor on the number of threads.
 #include "attention_backward.h"
 
 #include "attention_mask_gradient.h"
@@ -19,13 +19,13 @@ namespace tilewright {
 namespace TW_ISA {
 namespace {
 
-// Keys per block and strips per row block: the two dK/dV accumulators, K, V and both score tiles fit in L2 (512 KiB).
-constexpr int64_t kKeyBlock = 96;
+// Keys per block and strips per row block: the best of 48 to 192 by 3 to 6 on a Zen 3 core at D 64 and 128; the two
+// dK/dV accumulators, K, V and both score tiles fit in L2 (512 KiB).
+constexpr int64_t kKeyBlock = 192;
 constexpr int64_t kRowBlock = 3;
-// Tasks aimed at by dealing out the key blocks of a head. Not a function of the thread count, so that sums are not either.
+// Tasks aimed at by dealing out the key blocks of a head. Not a function of the thread count, so that sums are not
+// either.
 constexpr int64_t kTasks = 16;
-// Past this |lse| its float rounding (2^-12 relative in p) is no longer small against the other errors.
-constexpr double kLargeLse = 4096;
 
 template <class A>
 struct Plan {
@@ -40,8 +40,8 @@ struct Plan {
 
 // Row-major rows, for the products that sum over queries: in place, or a widened copy.
 template <class A>
-RowTile<A> row_major(const AttentionParams& p, const View4& view, const Sequence& s, const HeadGroup& group, int64_t dim,
-                     A* buffer) {
+RowTile<A> row_major(const AttentionParams& p, const View4& view, const Sequence& s, const HeadGroup& group,
+                     int64_t dim, A* buffer) {
   constexpr int L = Simd<A>::lanes;
   const bool same_type = size_of(p.dtype) == static_cast<int64_t>(sizeof(A));
   if (same_type && group.size == 1 && dim % L == 0 && view.stride[2] >= 0 && view.stride[2] <= 2 * dim)
@@ -60,8 +60,7 @@ struct Workspace {
   TileBuffers<A> buffers;
 
   static constexpr int64_t kStride = kRowBlock * kStripLanes<A>;
-  Workspace(const Plan<A>& plan, Carver& carver)
-      : buffers(plan.p, plan.key_block, kStride, carver) {
+  Workspace(const Plan<A>& plan, Carver& carver) : buffers(plan.p, plan.key_block, kStride, carver) {
     const AttentionParams& p = plan.p;
     constexpr int L = Simd<A>::lanes;
     queries = carver.take<A>(plan.rows() * p.head_dim);
@@ -79,13 +78,14 @@ struct Workspace {
   }
 };
 
-// --- statistics --------------------------------------------------------------------------------------------------------
+// --- statistics
+// --------------------------------------------------------------------------------------------------------
 
 template <class A>
 A dot_rows(DType dtype, const char* x, const char* y, int64_t dim) {
   constexpr int L = Simd<A>::lanes;
   A sum = 0;
-  with_storage<A>(dtype, [&](auto t) {
+  with_dtype<A>(dtype, [&](auto t) {
     using T = decltype(t);
     const T *a = reinterpret_cast<const T*>(x), *b = reinterpret_cast<const T*>(y);
     Vec<A> total{};
@@ -97,58 +97,35 @@ A dot_rows(DType dtype, const char* x, const char* y, int64_t dim) {
   return sum;
 }
 
-// The row maxima and log-sums of a strip from its scores, as the forward pass had them before it rounded their sum.
 template <class A>
-void recompute_stats(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, const Strip<A>& strip,
-                     RowStats<A> stats, Workspace<A>& w) {
-  constexpr int lanes = kStripLanes<A>;
-  const AttentionParams& p = plan.p;
-  alignas(64) A max[lanes], sum[lanes], alpha[lanes];
-  StripState<A> state{nullptr, max, sum, false};
-  pack_query_strip(p, s, strip, w.queries, w.grads);
-  const KeyRows rows = key_rows(p, p.k, s, group.kv);
-  for (int64_t key = strip.first_key / 4 * 4; key < strip.last_key; key += plan.key_block) {
-    const int64_t n = key + plan.key_block < strip.last_key ? plan.key_block : strip.last_key - key;
-    const RowTile<A> k = load_rows(p.dtype, rows, key, n, p.head_dim, w.keys);
-    gemm<A, false>(n, strip.vectors, p.head_dim, k.data, k.stride, w.queries, lanes, w.probs, lanes, {});
-    if (p.mask.data != nullptr) load_mask(p, s, strip, key, n, w.buffers.mask);
-    finish_scores<A>(p, strip, key, n, w.probs, lanes, p.mask.data != nullptr ? w.buffers.mask : nullptr, nullptr);
-    softmax_tile<A>(strip.vectors, w.probs, n, &state, alpha);
-    state.started = true;
-  }
-  for (int r = 0; r < strip.count; ++r) {
-    A row_max = state.started ? max[r] : static_cast<A>(-kInfinity), row_sum = state.started ? sum[r] : A{0};
-    join_sink(p, strip.head[r], &row_max, &row_sum);
-    if (row_sum == 0) continue;
-    stats.max[r] = row_max;
-    stats.log_sum[r] = std::log(row_sum);
-  }
-}
-
-template <class A>
-void strip_stats(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t index, Workspace<A>& w) {
+void strip_stats(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t index) {
   const AttentionParams& p = plan.p;
   const int64_t first = index * kStripLanes<A>;
   if (first >= s.len_q * group.size) return;
-  Strip<A>& strip = w.strips[0];
+  Strip<A> strip;
   make_strip(p, s, group, first, &strip);
   const RowStats<A> stats = plan.stats.at((s.batch * p.heads_kv + group.kv) * plan.rows() + first);
-  bool large = false;
+  const double unit = natural_log<A>(p);
+  const auto at = [&](const View4& view, int r) {
+    return double{static_cast<const A*>(view.data)[query_offset(p, view, s, strip.head[r], strip.row[r])]};
+  };
   for (int r = 0; r < kStripLanes<A>; ++r) {
     stats.max[r] = static_cast<A>(kInfinity);
     stats.log_sum[r] = stats.delta[r] = 0;
     if (r >= strip.count) continue;
-    const int64_t h = strip.head[r], i = strip.row[r];
-    const A lse = static_cast<const A*>(p.lse.data)[query_offset(p, p.lse, s, h, i)];
-    if (lse != static_cast<A>(-kInfinity)) stats.max[r] = lse;
-    large = large || (std::fabs(lse) > kLargeLse && std::fabs(lse) < kInfinity);
-    stats.delta[r] = dot_rows<A>(p.dtype, query_row(p, p.dout, s, h, i), query_row(p, p.out, s, h, i), p.head_dim_v);
-    if (p.dlse.data != nullptr) stats.delta[r] -= static_cast<const A*>(p.dlse.data)[query_offset(p, p.dlse, s, h, i)];
+    const double lse = at(p.lse, r), low = p.lse_low.data != nullptr ? at(p.lse_low, r) : 0;
+    if (lse != -kInfinity) {
+      stats.max[r] = static_cast<A>(lse / unit);
+      stats.log_sum[r] = static_cast<A>((lse / unit - double{stats.max[r]}) + low / unit);
+    }
+    stats.delta[r] = dot_rows<A>(p.dtype, query_row(p, p.dout, s, strip.head[r], strip.row[r]),
+                                 query_row(p, p.out, s, strip.head[r], strip.row[r]), p.head_dim_v);
+    if (p.dlse.data != nullptr) stats.delta[r] -= static_cast<A>(at(p.dlse, r));
   }
-  if (large) recompute_stats(plan, s, group, strip, stats, w);
 }
 
-// --- dq, dk, dv --------------------------------------------------------------------------------------------------------
+// --- dq, dk, dv
+// --------------------------------------------------------------------------------------------------------
 
 template <class A>
 void write_dq(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t index, const A* dq) {
@@ -160,8 +137,7 @@ void write_dq(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, in
   const int count = static_cast<int>(left < lanes ? left : lanes);
   for (int r = 0; r < lanes; ++r) {
     scale[r] = static_cast<A>(p.scale);
-    if (r < count)
-      rows[r] = query_row(p, p.dq, s, group.first + (first + r) % group.size, (first + r) / group.size);
+    if (r < count) rows[r] = query_row(p, p.dq, s, group.first + (first + r) % group.size, (first + r) / group.size);
   }
   unpack_strip<A>(p.dtype, dq, p.head_dim, scale, rows, count);
 }
@@ -186,17 +162,17 @@ void row_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, i
   if (end > key + keys) end = key + keys;
   if (begin >= end) return;
   const int64_t n = end - begin, skipped = begin - key;
-  const A *kt = k.data + skipped * k.stride, *vt = v.data + skipped * v.stride;
+  const RowTile<A> kt{k.data + skipped * k.stride, k.stride}, vt{v.data + skipped * v.stride, v.stride};
 
   for (int64_t i = 0; i < count; ++i) {
     const int64_t at = first + i;
     const RowStats<A> stats = plan.stats.at((s.batch * p.heads_kv + group.kv) * plan.rows() + at * lanes);
     A *probs = w.probs + i * lanes, *ds = w.ds + i * lanes;
     gradient_tile<A>(p, s, w.strips[i], stats, w.queries + at * p.head_dim * lanes, w.grads + at * p.head_dim_v * lanes,
-                     kt, k.stride, vt, v.stride, begin, n, true, w.buffers, probs, ds, stride);
+                     kt, vt, begin, n, false, w.buffers, probs, ds, stride);
     if (p.dq.data != nullptr)
-      gemm<A, true>(p.head_dim, w.strips[i].vectors, n, kt, k.stride, ds, stride, dq + at * p.head_dim * lanes, lanes,
-                    {true, nullptr});
+      gemm<A, true>(p.head_dim, w.strips[i].vectors, n, kt.data, kt.stride, ds, stride, dq + at * p.head_dim * lanes,
+                    lanes, {true, nullptr});
   }
   const int64_t row = first * lanes, depth = total - row < count * lanes ? total - row : count * lanes;
   const int64_t width = round_up(p.head_dim, L), width_v = round_up(p.head_dim_v, L);
@@ -272,7 +248,7 @@ Status backward_as(const AttentionParams& p) {
   const int64_t groups = p.batch * p.heads_kv;
   if (groups == 0) return Status::kOk;
   Plan<A> plan{p, (p.seqlen_q * (p.heads / p.heads_kv) + lanes - 1) / lanes, kKeyBlock, 1, {}, nullptr};
-  while (plan.key_block > kKeyBlock / 4 && groups * ((p.seqlen_k + plan.key_block - 1) / plan.key_block) < 4)
+  while (plan.key_block > kKeyBlock / 8 && groups * ((p.seqlen_k + plan.key_block - 1) / plan.key_block) < 6)
     plan.key_block /= 2;
   const int64_t key_block_count = (p.seqlen_k + plan.key_block - 1) / plan.key_block;
   plan.shares = (kTasks + groups - 1) / groups;
@@ -307,11 +283,8 @@ Status backward_as(const AttentionParams& p) {
       body(sequence_of(p, group / p.heads_kv), group_of(p, group % p.heads_kv), task / groups, thread);
     });
   };
-  run(plan.strips, [&](const Sequence& s, const HeadGroup& group, int64_t index, int thread) {
-    Carver own = thread_memory(thread);
-    Workspace<A> w(plan, own);
-    strip_stats(plan, s, group, index, w);
-  });
+  run(plan.strips,
+      [&](const Sequence& s, const HeadGroup& group, int64_t index, int) { strip_stats(plan, s, group, index); });
   if (p.dq.data != nullptr || p.dk.data != nullptr || p.dv.data != nullptr) {
     run(plan.shares, [&](const Sequence& s, const HeadGroup& group, int64_t share, int thread) {
       Carver own = thread_memory(thread);
@@ -320,7 +293,8 @@ Status backward_as(const AttentionParams& p) {
     });
   }
   if (split_dq) {
-    run(plan.strips, [&](const Sequence& s, const HeadGroup& group, int64_t index, int) { reduce_dq(plan, s, group, index); });
+    run(plan.strips,
+        [&](const Sequence& s, const HeadGroup& group, int64_t index, int) { reduce_dq(plan, s, group, index); });
   }
   if (p.dsinks.data != nullptr) sink_gradient<A>(p, plan.stats, plan.rows(), threads);
   if (p.dmask.data != nullptr) {

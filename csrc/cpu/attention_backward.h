@@ -6,9 +6,9 @@
 namespace tilewright {
 namespace TW_ISA {
 
-// Per query row, kept for the whole call. p = exp((s - max) - log_sum): normally max is the lse that the forward pass
-// gave and log_sum is 0, but where the lse is so large that its rounding is felt (masks of finfo.min, logits of 1e4)
-// the two are computed anew. A row without keys has max = +inf, so that every p is 0.
+// Per query row, kept for the whole call, in the units of the scores: p = exp((s - max) - log_sum), where the two are
+// lse and lse_low of the forward pass. One float alone would be too coarse a lse for rows of finfo.min or logits of
+// 1e4. A row without keys has max = +inf, so that every p is 0.
 template <class A>
 struct RowStats {
   A *max, *log_sum, *delta;
@@ -33,60 +33,62 @@ struct TileBuffers {
   }
 };
 
-// dS^T = P^T * (dP^T - delta) without dropout and softcap; probs holds the scores and becomes P^T, ds holds dP^T.
-template <class A>
-void plain_gradient(int vectors, RowStats<A> stats, int64_t n, A* probs, A* ds, int64_t stride) {
-  constexpr int L = Simd<A>::lanes;
-  for (int v = 0; v < vectors; ++v) {
-    const Vec<A> max = load(stats.max + v * L), log_sum = load(stats.log_sum + v * L), delta = load(stats.delta + v * L);
-    for (int64_t j = 0; j < n; ++j) {
-      A *x = probs + j * stride + v * L, *g = ds + j * stride + v * L;
-      const Vec<A> e = exp_below(load(x) - max - log_sum);
-      store(x, e);
-      store(g, e * (load(g) - delta));
+// From scores and dP^T to P^T and dS^T, in place.
+template <class A, bool BASE2>
+void differentiate_tile(const AttentionParams& p, int vectors, RowStats<A> stats, int64_t n, bool through_softcap,
+                        const TileBuffers<A>& buffers, A* probs, A* ds, int64_t stride) {
+  constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
+  const bool dropout = p.dropout_p > 0;
+  const uint32_t threshold = dropout_threshold(p.dropout_p);
+  const A scale = static_cast<A>(dropout ? dropout_scale(p.dropout_p) : 1);
+  for (int base = 0; base < vectors * L; base += L) {
+    const Vec<A> max = load(stats.max + base), log_sum = load(stats.log_sum + base), delta = load(stats.delta + base);
+    A *x = probs + base, *g = ds + base;
+    if (!dropout && !through_softcap) {
+      for (int64_t j = 0; j < n; ++j, x += stride, g += stride) {
+        const Vec<A> e = exp_nonpositive<BASE2>(load(x) - max - log_sum);
+        store(x, e);
+        store(g, e * (load(g) - delta));
+      }
+      continue;
+    }
+    for (int64_t j = 0; j < n; ++j, x += stride, g += stride) {
+      const Vec<A> e = exp_nonpositive<BASE2>(load(x) - max - log_sum);
+      Vec<A> after = e, dp = load(g) * scale;
+      if (dropout) {
+        after = kept(buffers.bits + j * lanes + base, threshold, e);
+        dp = kept(buffers.bits + j * lanes + base, threshold, dp);
+      }
+      Vec<A> gradient = e * (dp - delta);
+      if (through_softcap) {
+        const Vec<A> t = load(buffers.capped + j * stride + base);
+        gradient *= A{1} - t * t;
+      }
+      store(x, after);
+      store(g, gradient);
     }
   }
 }
 
 // probs [n][stride] = P^T after dropout (its scale 1 / (1 - p) left to the caller), ds [n][stride] = dS^T of keys
-// [key, key + n), with respect to the masked logits, or to scale * q . k when `through_softcap`.
+// [key, key + n): with respect to scale * q . k, or, for the mask, to the logits that it is added to.
 template <class A>
 void gradient_tile(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, RowStats<A> stats,
-                   const A* queries, const A* grads, const A* k, int64_t k_stride, const A* v, int64_t v_stride,
-                   int64_t key, int64_t n, bool through_softcap, TileBuffers<A>& buffers, A* probs, A* ds,
-                   int64_t stride) {
-  constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
-  gemm<A, false>(n, strip.vectors, p.head_dim, k, k_stride, queries, lanes, probs, stride, {});
-  gemm<A, false>(n, strip.vectors, p.head_dim_v, v, v_stride, grads, lanes, ds, stride, {});
+                   const A* queries, const A* grads, RowTile<A> k, RowTile<A> v, int64_t key, int64_t n, bool of_mask,
+                   TileBuffers<A>& buffers, A* probs, A* ds, int64_t stride) {
+  constexpr int lanes = kStripLanes<A>;
+  gemm<A, false>(n, strip.vectors, p.head_dim, k.data, k.stride, queries, lanes, probs, stride, {});
+  gemm<A, false>(n, strip.vectors, p.head_dim_v, v.data, v.stride, grads, lanes, ds, stride, {});
   const A* mask = p.mask.data != nullptr ? buffers.mask : nullptr;
   if (mask != nullptr) load_mask(p, s, strip, key, n, buffers.mask);
   finish_scores<A>(p, strip, key, n, probs, stride, mask, buffers.capped);
-  const bool dropout = p.dropout_p > 0, cap = p.softcap > 0 && through_softcap;
-  if (!dropout && !cap) return plain_gradient<A>(strip.vectors, stats, n, probs, ds, stride);
-
-  const uint32_t threshold = dropout_threshold(p.dropout_p);
-  const A scale = static_cast<A>(dropout ? dropout_scale(p.dropout_p) : 1);
-  if (dropout) dropout_bits(p, s, strip, key, n, buffers.bits);
-  for (int v_ = 0; v_ < strip.vectors; ++v_) {
-    const Vec<A> max = load(stats.max + v_ * L), log_sum = load(stats.log_sum + v_ * L),
-                 delta = load(stats.delta + v_ * L);
-    for (int64_t j = 0; j < n; ++j) {
-      const int64_t at = j * stride + v_ * L;
-      Vec<A> e = exp_below(load(probs + at) - max - log_sum), dp = load(ds + at) * scale, after = e;
-      if (dropout) {
-        const uint32_t* bits = buffers.bits + j * lanes + v_ * L;
-        dp = kept(bits, threshold, dp);
-        after = kept(bits, threshold, e);
-      }
-      Vec<A> g = e * (dp - delta);
-      if (cap) {
-        const Vec<A> t = load(buffers.capped + at);
-        g *= A{1} - t * t;
-      }
-      store(probs + at, after);
-      store(ds + at, g);
-    }
+  if (p.dropout_p > 0) dropout_bits(p, s, strip, key, n, buffers.bits);
+  const bool through_softcap = p.softcap > 0 && !of_mask;
+  if constexpr (sizeof(A) == 4) {
+    if (base2_scores<A>(p))
+      return differentiate_tile<A, true>(p, strip.vectors, stats, n, through_softcap, buffers, probs, ds, stride);
   }
+  differentiate_tile<A, false>(p, strip.vectors, stats, n, through_softcap, buffers, probs, ds, stride);
 }
 
 // Q^T (scaled) and dO^T of a strip.
@@ -97,7 +99,7 @@ void pack_query_strip(const AttentionParams& p, const Sequence& s, const Strip<A
     q[r] = query_row(p, p.q, s, strip.head[r], strip.row[r]);
     g[r] = query_row(p, p.dout, s, strip.head[r], strip.row[r]);
   }
-  pack_strip<A>(p.dtype, q, strip.count, p.head_dim, static_cast<A>(p.scale), queries);
+  pack_strip<A>(p.dtype, q, strip.count, p.head_dim, static_cast<A>(score_scale<A>(p)), queries);
   pack_strip<A>(p.dtype, g, strip.count, p.head_dim_v, A{1}, grads);
 }
 

@@ -20,8 +20,8 @@ namespace tilewright {
 namespace TW_ISA {
 namespace {
 
-// Rows of a block share each fetched tile. Past about 200 the state of a block leaves L2; fewer only when there would not
-// be enough blocks to keep the threads evenly busy.
+// Rows of a block share each fetched tile. Past about 200 the state of a block leaves L2; fewer only when there would
+// not be enough blocks to keep the threads evenly busy.
 constexpr int64_t kMaxBlockRows = 192;
 constexpr int64_t kTasksPerThread = 4;
 // A split is worth its merge from about this many keys on. The number of splits never depends on the thread count.
@@ -36,7 +36,7 @@ struct Plan {
   int64_t block;       // strips per block
   int64_t blocks;
   int64_t splits;
-  A* partial;          // with splits: O^T, max and sum per sequence, group, strip and split
+  A* partial;  // with splits: O^T, max and sum per sequence, group, strip and split
   int64_t partial_size() const { return (p.head_dim_v + 2) * kStripLanes<A>; }
 };
 
@@ -75,7 +75,7 @@ void attend_tile(const AttentionParams& p, const Sequence& s, const Strip<A>& st
                  lanes, {});
   if (p.mask.data != nullptr) load_mask(p, s, strip, key, n, w.mask);
   finish_scores<A>(p, strip, key, n, w.scores, lanes, p.mask.data != nullptr ? w.mask : nullptr, nullptr);
-  softmax_tile<A>(strip.vectors, w.scores, n, state, w.alpha);
+  softmax_tile<A>(p, strip.vectors, w.scores, n, state, w.alpha);
   if (p.dropout_p > 0) {
     // The scale 1 / (1 - p) is applied once, with the sum, at the end.
     const uint32_t threshold = dropout_threshold(p.dropout_p);
@@ -100,23 +100,31 @@ void key_range(const AttentionParams& p, const Sequence& s, int64_t group_size, 
   }
 }
 
+template <class A>
+void write_lse(const AttentionParams& p, int64_t at, int64_t low_at, const Denominator& d) {
+  if (p.lse.data == nullptr) return;
+  // For a backward pass to come the logarithm is taken in double, and what the lse loses is kept beside it.
+  const double log_sum = p.lse_low.data != nullptr ? std::log(d.sum) : double{std::log(static_cast<A>(d.sum))};
+  const A lse = d.sum == 0 ? static_cast<A>(-kInfinity) : static_cast<A>(d.max + log_sum);
+  static_cast<A*>(p.lse.data)[at] = lse;
+  if (p.lse_low.data != nullptr)
+    static_cast<A*>(p.lse_low.data)[low_at] = d.sum == 0 ? A{0} : static_cast<A>((d.max - double{lse}) + log_sum);
+}
+
 // Divides O by the sum, joins the sink, and writes out and lse.
 template <class A>
 void finish_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, const StripState<A>& state) {
   constexpr int lanes = kStripLanes<A>;
   alignas(64) A factor[lanes];
   char* rows[lanes];
-  const A dropped = static_cast<A>(p.dropout_p > 0 ? dropout_scale(p.dropout_p) : 1);
+  const double dropped = p.dropout_p > 0 ? dropout_scale(p.dropout_p) : 1;
   for (int r = 0; r < strip.count; ++r) {
-    A max = state.started ? state.max[r] : static_cast<A>(-kInfinity);
-    A sum = state.started ? state.sum[r] : A{0};
-    const A scale = join_sink(p, strip.head[r], &max, &sum);
+    const Denominator d = denominator(p, strip.head[r], state, r);
     // An empty row: nothing was summed, whatever its O holds is 0 or was never written.
-    factor[r] = sum == 0 ? A{0} : scale * dropped / sum;
+    factor[r] = d.sum == 0 ? A{0} : static_cast<A>(d.scale * dropped / d.sum);
     rows[r] = query_row(p, p.out, s, strip.head[r], strip.row[r]);
-    if (p.lse.data != nullptr)
-      static_cast<A*>(p.lse.data)[query_offset(p, p.lse, s, strip.head[r], strip.row[r])] =
-          sum == 0 ? static_cast<A>(-kInfinity) : max + std::log(sum);
+    write_lse<A>(p, query_offset(p, p.lse, s, strip.head[r], strip.row[r]),
+                 query_offset(p, p.lse_low, s, strip.head[r], strip.row[r]), d);
   }
   for (int r = strip.count; r < lanes; ++r) factor[r] = 0;
   if (!state.started) std::memset(state.out, 0, static_cast<size_t>(p.head_dim_v * lanes) * sizeof(A));
@@ -146,18 +154,19 @@ void attend_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group
     if (end > split_end) end = split_end;
   }
 
+  const A scale = static_cast<A>(score_scale<A>(p));
   StripState<A> states[kMaxBlockRows / lanes > 0 ? kMaxBlockRows / lanes : 1];
   for (int64_t i = 0; i < count; ++i) {
     make_strip(p, s, group, first + i * lanes, &w.strip[i]);
     const Strip<A>& strip = w.strip[i];
     const char* q[lanes];
     for (int r = 0; r < strip.count; ++r) q[r] = query_row(p, p.q, s, strip.head[r], strip.row[r]);
-    pack_strip<A>(p.dtype, q, strip.count, p.head_dim, static_cast<A>(p.scale), w.queries + i * p.head_dim * lanes);
+    pack_strip<A>(p.dtype, q, strip.count, p.head_dim, scale, w.queries + i * p.head_dim * lanes);
     A* memory = w.states + i * plan.partial_size();
     if (plan.splits > 1)
-      memory = plan.partial +
-               (((s.batch * p.heads_kv + group.kv) * plan.strips + first_strip + i) * plan.splits + split) *
-                   plan.partial_size();
+      memory =
+          plan.partial + (((s.batch * p.heads_kv + group.kv) * plan.strips + first_strip + i) * plan.splits + split) *
+                             plan.partial_size();
     states[i] = state_at(memory, p.head_dim_v, false);
   }
 
@@ -197,8 +206,8 @@ void merge_strip(const Plan<A>& plan, const Sequence& s, const HeadGroup& group,
   if (index * lanes >= s.len_q * group.size) return;
   Strip<A> strip;
   make_strip(p, s, group, index * lanes, &strip);
-  A* parts = plan.partial +
-             ((s.batch * p.heads_kv + group.kv) * plan.strips + index) * plan.splits * plan.partial_size();
+  A* parts =
+      plan.partial + ((s.batch * p.heads_kv + group.kv) * plan.strips + index) * plan.splits * plan.partial_size();
   StripState<A> joint = state_at(parts, p.head_dim_v, false);
   for (int64_t n = 0; n < plan.splits; ++n) {
     const StripState<A> part = state_at(parts + n * plan.partial_size(), p.head_dim_v, true);
@@ -209,12 +218,13 @@ void merge_strip(const Plan<A>& plan, const Sequence& s, const HeadGroup& group,
       joint = part;
       continue;
     }
+    const double unit = natural_log<A>(p);
     alignas(64) A keep[lanes], add[lanes];
     for (int r = 0; r < lanes; ++r) {
       const A max = joint.max[r] > part.max[r] ? joint.max[r] : part.max[r];
       const bool none = max == static_cast<A>(-kInfinity) || r >= strip.count;
-      keep[r] = none ? A{0} : std::exp(joint.max[r] - max);
-      add[r] = none ? A{0} : std::exp(part.max[r] - max);
+      keep[r] = none ? A{0} : static_cast<A>(std::exp((joint.max[r] - max) * unit));
+      add[r] = none ? A{0} : static_cast<A>(std::exp((part.max[r] - max) * unit));
       joint.max[r] = max;
       joint.sum[r] = joint.sum[r] * keep[r] + part.sum[r] * add[r];
     }

@@ -1,7 +1,7 @@
 // Register-blocked matrix products over small tiles, and the packing around them, for the attention kernels.
 //
-// Attention here runs transposed: the lanes of a vector are query rows. A strip of kStripLanes query rows is packed once
-// as Q^T [D][lanes]; then S^T = K Q^T, O^T += V^T P^T and dQ^T += K^T dS^T all take K and V as the operand that is
+// Attention here runs transposed: the lanes of a vector are query rows. A strip of kStripLanes query rows is packed
+// once as Q^T [D][lanes]; then S^T = K Q^T, O^T += V^T P^T and dQ^T += K^T dS^T all take K and V as the operand that is
 // broadcast element by element, straight from row-major memory. Neither is ever transposed, the row statistics of the
 // softmax are plain vertical vector operations, and Philox's counters (one per row) fill vectors naturally.
 #pragma once
@@ -53,7 +53,8 @@ TW_INLINE void gemm_tile(int64_t depth, const A* a, int64_t lda, const A* b, int
     for (int v = 0; v < VECTORS; ++v) store(c + i * ldc + v * L, acc[i][v]);
 }
 
-// C[rows][VECTORS vectors] (+)= A B. A is [rows][depth], or [depth][rows] when TRANSPOSED; B is [depth][VECTORS vectors].
+// C[rows][VECTORS vectors] (+)= A B. A is [rows][depth], or [depth][rows] when TRANSPOSED; B is [depth][VECTORS
+// vectors].
 template <class A, int VECTORS, bool TRANSPOSED>
 void gemm_columns(int64_t rows, int64_t depth, const A* a, int64_t lda, const A* b, int64_t ldb, A* c, int64_t ldc,
                   Accumulate<A> accumulate) {
@@ -106,7 +107,7 @@ TW_INLINE V interleave_high(V a, V b, std::integer_sequence<int, I...>) {
 // An L x L block in registers. A perfect shuffle of all its elements rotates their index by one bit; log2(L) of them
 // exchange the row bits with the column bits.
 template <class A>
-TW_INLINE void transpose(Vec<A> (&r)[Simd<A>::lanes]) {
+TW_MEMBER void transpose(Vec<A> (&r)[Simd<A>::lanes]) {
   constexpr int L = Simd<A>::lanes;
   using Lanes = std::make_integer_sequence<int, L>;
   for (int step = L; step > 1; step /= 2) {
@@ -119,35 +120,48 @@ TW_INLINE void transpose(Vec<A> (&r)[Simd<A>::lanes]) {
   }
 }
 
-// --- packing: the only places that see the storage type ------------------------------------------------------------
-
-// Calls f(T{}) with the storage type that `dtype` names, among those that widen to A.
-template <class A, class F>
-TW_INLINE void with_storage(DType dtype, const F& f) {
-  if constexpr (sizeof(A) == 8) {
-    f(double{});
-  } else {
-    if (dtype == DType::kFloat32) return f(float{});
-    if (dtype == DType::kBFloat16) return f(BFloat16{});
-    return f(Half{});
+#if defined(__AVX__) && TW_VECTOR_BYTES == 32
+// The same by instructions that the shuffles above are not compiled to; half the cost.
+template <>
+TW_MEMBER void transpose<float>(vfloat (&r)[8]) {
+  __m256 t[8], u[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps((__m256)r[i], (__m256)r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps((__m256)r[i], (__m256)r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int k = 0; k < 2; ++k) {
+      u[i + 2 * k] = _mm256_shuffle_ps(t[i + k], t[i + k + 2], 0x44);
+      u[i + 2 * k + 1] = _mm256_shuffle_ps(t[i + k], t[i + k + 2], 0xEE);
+    }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = (vfloat)_mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+    r[i + 4] = (vfloat)_mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
   }
 }
+#endif
+
+// --- packing: the only places that see the storage type ------------------------------------------------------------
 
 // dst [dim][kStripLanes] = scale * rows^T; lanes from `count` on become 0.
 template <class A>
 void pack_strip(DType dtype, const char* const* rows, int count, int64_t dim, A scale, A* dst) {
   constexpr int L = Simd<A>::lanes;
-  with_storage<A>(dtype, [&](auto t) {
+  with_dtype<A>(dtype, [&](auto t) {
     using T = decltype(t);
     for (int base = 0; base < kStripLanes<A>; base += L)
       for (int64_t d = 0; d < dim; d += L) {
         const int width = static_cast<int>(dim - d < L ? dim - d : L);
         Vec<A> block[L];
+        if (base + L <= count && width == L) {
+          for (int i = 0; i < L; ++i) block[i] = load(reinterpret_cast<const T*>(rows[base + i]) + d) * scale;
+          transpose<A>(block);
+          for (int i = 0; i < L; ++i) store(dst + (d + i) * kStripLanes<A> + base, block[i]);
+          continue;
+        }
         for (int i = 0; i < L; ++i) {
           block[i] = Vec<A>{};
-          if (base + i >= count) continue;
-          const T* row = reinterpret_cast<const T*>(rows[base + i]) + d;
-          block[i] = (width == L ? load(row) : load_partial(row, width)) * scale;
+          if (base + i < count) block[i] = load_partial(reinterpret_cast<const T*>(rows[base + i]) + d, width) * scale;
         }
         transpose<A>(block);
         for (int i = 0; i < width; ++i) store(dst + (d + i) * kStripLanes<A> + base, block[i]);
@@ -159,13 +173,19 @@ void pack_strip(DType dtype, const char* const* rows, int count, int64_t dim, A 
 template <class A>
 void unpack_strip(DType dtype, const A* src, int64_t dim, const A* scale, char* const* rows, int count) {
   constexpr int L = Simd<A>::lanes;
-  with_storage<A>(dtype, [&](auto t) {
+  with_dtype<A>(dtype, [&](auto t) {
     using T = decltype(t);
     for (int base = 0; base < count; base += L) {
       const Vec<A> factor = load(scale + base);
       for (int64_t d = 0; d < dim; d += L) {
         const int width = static_cast<int>(dim - d < L ? dim - d : L);
         Vec<A> block[L];
+        if (base + L <= count && width == L) {
+          for (int i = 0; i < L; ++i) block[i] = load(src + (d + i) * kStripLanes<A> + base) * factor;
+          transpose<A>(block);
+          for (int i = 0; i < L; ++i) store(reinterpret_cast<T*>(rows[base + i]) + d, block[i]);
+          continue;
+        }
         for (int i = 0; i < L; ++i) {
           block[i] = Vec<A>{};
           if (i < width) block[i] = load(src + (d + i) * kStripLanes<A> + base) * factor;
@@ -184,7 +204,7 @@ void unpack_strip(DType dtype, const A* src, int64_t dim, const A* scale, char* 
 template <class A>
 void widen_row(DType dtype, const char* row, int64_t dim, int64_t padded, A* dst) {
   constexpr int L = Simd<A>::lanes;
-  with_storage<A>(dtype, [&](auto t) {
+  with_dtype<A>(dtype, [&](auto t) {
     using T = decltype(t);
     const T* src = reinterpret_cast<const T*>(row);
     int64_t d = 0;
@@ -198,7 +218,7 @@ void widen_row(DType dtype, const char* row, int64_t dim, int64_t padded, A* dst
 template <class A>
 void narrow_row(DType dtype, const A* src, int64_t dim, A scale, char* row) {
   constexpr int L = Simd<A>::lanes;
-  with_storage<A>(dtype, [&](auto t) {
+  with_dtype<A>(dtype, [&](auto t) {
     using T = decltype(t);
     T* dst = reinterpret_cast<T*>(row);
     int64_t d = 0;
@@ -207,9 +227,7 @@ void narrow_row(DType dtype, const A* src, int64_t dim, A scale, char* row) {
   });
 }
 
-constexpr int64_t round_up(int64_t n, int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 }  // namespace TW_ISA
 }  // namespace tilewright

@@ -1,8 +1,8 @@
 // The gradients of a float mask and of the sinks.
 //
-// dmask is dS, summed over whatever dimensions the mask is broadcast along. A task owns a tile of the mask's own elements
-// and walks over everything that is added into it, recomputing dS (two products), so nothing is shared between tasks and
-// every sum has one order.
+// dmask is dS, summed over whatever dimensions the mask is broadcast along. A task owns a tile of the mask's own
+// elements and walks over everything that is added into it, recomputing dS (two products), so nothing is shared between
+// tasks and every sum has one order.
 #pragma once
 
 #include "attention_backward.h"
@@ -41,7 +41,8 @@ MaskTiles mask_tiles(const AttentionParams& p) {
   const int64_t* stride = p.dmask.stride;
   const int64_t rows = kMaskStrips * kStripLanes<A>;
   return {stride[0] != 0 ? p.batch : 1, stride[1] != 0 ? p.heads : 1,
-          stride[2] != 0 ? (p.seqlen_q + rows - 1) / rows : 1, stride[3] != 0 ? (p.seqlen_k + kMaskKeys - 1) / kMaskKeys : 1};
+          stride[2] != 0 ? (p.seqlen_q + rows - 1) / rows : 1,
+          stride[3] != 0 ? (p.seqlen_k + kMaskKeys - 1) / kMaskKeys : 1};
 }
 template <class A>
 int64_t mask_gradient_tasks(const AttentionParams& p) {
@@ -56,7 +57,8 @@ void mask_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padd
   const MaskTiles tiles = mask_tiles<A>(p);
   const int64_t* step = p.dmask.stride;
   const int64_t key_tile = task % tiles.keys, row_tile = task / tiles.keys % tiles.rows;
-  const int64_t head = task / tiles.keys / tiles.rows % tiles.heads, batch = task / tiles.keys / tiles.rows / tiles.heads;
+  const int64_t head = task / tiles.keys / tiles.rows % tiles.heads,
+                batch = task / tiles.keys / tiles.rows / tiles.heads;
   const int64_t first_row = step[2] != 0 ? row_tile * kMaskStrips * lanes : 0;
   const int64_t slots = step[2] != 0 ? kMaskStrips : 1, slot_size = kMaskKeys * lanes;
   std::memset(w.sums, 0, static_cast<size_t>(slots * slot_size) * sizeof(A));
@@ -80,14 +82,15 @@ void mask_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padd
         }
         pack_query_strip(p, s, *w.strip, w.queries, w.grads);
         A* sums = w.sums + (step[2] != 0 ? (row - first_row) / lanes * slot_size : 0);
-        const int64_t key_end = step[3] != 0 && (key_tile + 1) * kMaskKeys < s.len_k ? (key_tile + 1) * kMaskKeys : s.len_k;
+        const int64_t key_end =
+            step[3] != 0 && (key_tile + 1) * kMaskKeys < s.len_k ? (key_tile + 1) * kMaskKeys : s.len_k;
         for (int64_t key = step[3] != 0 ? key_tile * kMaskKeys : 0; key < key_end; key += kMaskKeys) {
           if (key >= w.strip->last_key || key + kMaskKeys <= w.strip->first_key) continue;
           const int64_t n = key + kMaskKeys < key_end ? kMaskKeys : key_end - key;
           const RowTile<A> kt = load_rows(p.dtype, k, key, n, p.head_dim, w.keys);
           const RowTile<A> vt = load_rows(p.dtype, v, key, n, p.head_dim_v, w.values);
-          gradient_tile<A>(p, s, *w.strip, {max, log_sum, delta}, w.queries, w.grads, kt.data, kt.stride, vt.data,
-                           vt.stride, key, n, false, w.buffers, w.probs, w.ds, lanes);
+          gradient_tile<A>(p, s, *w.strip, {max, log_sum, delta}, w.queries, w.grads, kt, vt, key, n, true, w.buffers,
+                           w.probs, w.ds, lanes);
           for (int64_t j = 0; j < n; ++j)
             for (int x = 0; x < w.strip->vectors * L; x += L)
               store(sums + j * lanes + x, load(sums + j * lanes + x) + load(w.ds + j * lanes + x));
@@ -110,13 +113,13 @@ void mask_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padd
 template <class A>
 void sink_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padded_rows, int threads) {
   parallel_for(p.heads, threads, [&](int64_t h, int) {
-    const A sink = sink_of<A>(p, h);
+    const double sink = sink_of<A>(p, h), unit = natural_log<A>(p);
     double sum = 0;
     for (int64_t b = 0; b < p.batch; ++b) {
       const Sequence s = sequence_of(p, b);
       for (int64_t i = 0; i < s.len_q; ++i) {
         const RowStats<A> at = all_stats.at(stats_row(p, padded_rows, b, h, i));
-        sum -= double{std::exp((sink - *at.max) - *at.log_sum)} * double{*at.delta};
+        sum -= std::exp(sink - double{*at.max} * unit - *at.log_sum * unit) * double{*at.delta};
       }
     }
     static_cast<A*>(p.dsinks.data)[h * p.dsinks.stride[0]] += static_cast<A>(sum);

@@ -6,25 +6,49 @@
 namespace tilewright {
 namespace TW_ISA {
 
-// exp(x) for the softmax, where x is at most about 0: no saturation at the top, and one multiply puts the exponent in
-// place. At n = -127 that factor is exactly 0, so masked scores need no test. NaN stays NaN. Error below 1 ulp.
-TW_INLINE vfloat exp_below(vfloat x) {
-  const vfloat floor = broadcast<float>(-88.1f);
-  x = floor > x ? floor : x;  // in this order, NaN passes
-  const vfloat magic = broadcast<float>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const vfloat shifted = x * 1.44269504f + magic;
-  const vfloat n = shifted - magic;
-  vfloat r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  vfloat p = broadcast<float>(1.3814599e-3f);  // minimax fit of (e^r - 1 - r) / r^2 over |r| < ln2 / 2
-  p = p * r + 8.3687166e-3f;
-  p = p * r + 4.1668388e-2f;
-  p = p * r + 1.6666521e-1f;
-  p = p * r + 4.9999994e-1f;
-  p = p * (r * r) + (r + 1.0f);
-  return p * (vfloat)(((vint)shifted - (0x4B400000 - 127)) << 23);
+constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
+
+// Whether scores are kept in units of log 2: log2(e) joins the scale that Q is packed with, and exp becomes exp2, whose
+// range reduction is one subtraction. Not where something is added to or done with the scores themselves: log2(e) times
+// a mask's finfo.min would overflow.
+template <class A>
+inline bool base2_scores(const AttentionParams& p) {
+  const bool adds = p.mask.data != nullptr && p.mask_dtype != DType::kBool;
+  return sizeof(A) == 4 && !adds && p.softcap <= 0 && p.alibi_slopes.data == nullptr;
 }
-TW_INLINE vdouble exp_below(vdouble x) { return vexp(x); }
+// What Q is multiplied by, and what turns a score into a natural logarithm.
+template <class A>
+inline double score_scale(const AttentionParams& p) {
+  return base2_scores<A>(p) ? p.scale * kLog2e : p.scale;
+}
+template <class A>
+inline double natural_log(const AttentionParams& p) {
+  return base2_scores<A>(p) ? kLn2 : 1;
+}
+
+// 2^x for x <= 0. The clamp makes the exponent field 0, and the result with it; the constant comes first to pass NaN.
+TW_INLINE vfloat exp2_nonpositive(vfloat x) {
+  x = vmax(broadcast<float>(-127.0f), x);
+  const vfloat shifted = x + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const vfloat r = x - (shifted - 12582912.0f);
+  vfloat p = broadcast<float>(1.53533416e-4f);  // minimax fit of (2^r - 1) / r over |r| < 1/2: 2e-9
+  p = p * r + 1.33989006e-3f;
+  p = p * r + 9.61843785e-3f;
+  p = p * r + 5.55033237e-2f;
+  p = p * r + 2.40226477e-1f;
+  p = p * r + 6.93147182e-1f;
+  p = p * r + 1.0f;
+  return p * (vfloat)(((vuint)shifted << 23) + 0x3F800000u);
+}
+
+template <bool BASE2>
+TW_INLINE vfloat exp_nonpositive(vfloat x) {
+  return BASE2 ? exp2_nonpositive(x) : vexp_nonpositive(x);
+}
+template <bool BASE2>
+TW_INLINE vdouble exp_nonpositive(vdouble x) {
+  return vexp_nonpositive(x);
+}
 
 // What a strip carries from tile to tile: O^T [Dv][lanes], and per lane the running maximum and sum.
 template <class A>
@@ -36,7 +60,7 @@ struct StripState {
 };
 
 // s [n][lanes] turns from scores into exp(s - max). `alpha` receives what the earlier sums are multiplied by.
-template <class A, int VECTORS>
+template <class A, int VECTORS, bool BASE2>
 void softmax_tile(A* s, int64_t n, StripState<A>* state, A* alpha) {
   constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
   const Vec<A> none = broadcast<A>(static_cast<A>(-kInfinity));
@@ -50,7 +74,7 @@ void softmax_tile(A* s, int64_t n, StripState<A>* state, A* alpha) {
   for (int v = 0; v < VECTORS; ++v) {
     // A row with no key so far subtracts 0: -inf - -inf would be NaN.
     const Vec<A> base = max[v] == none ? Vec<A>{} : max[v];
-    const Vec<A> factor = state->started ? exp_below(load(state->max + v * L) - base) : Vec<A>{};
+    const Vec<A> factor = state->started ? exp_nonpositive<BASE2>(load(state->max + v * L) - base) : Vec<A>{};
     store(state->max + v * L, max[v]);
     store(alpha + v * L, factor);
     max[v] = base;
@@ -59,13 +83,13 @@ void softmax_tile(A* s, int64_t n, StripState<A>* state, A* alpha) {
   for (; j + 2 <= n; j += 2)
     for (int i = 0; i < 2; ++i)
       for (int v = 0; v < VECTORS; ++v) {
-        const Vec<A> e = exp_below(load(s + (j + i) * lanes + v * L) - max[v]);
+        const Vec<A> e = exp_nonpositive<BASE2>(load(s + (j + i) * lanes + v * L) - max[v]);
         store(s + (j + i) * lanes + v * L, e);
         sum[i][v] += e;
       }
   for (; j < n; ++j)
     for (int v = 0; v < VECTORS; ++v) {
-      const Vec<A> e = exp_below(load(s + j * lanes + v * L) - max[v]);
+      const Vec<A> e = exp_nonpositive<BASE2>(load(s + j * lanes + v * L) - max[v]);
       store(s + j * lanes + v * L, e);
       sum[0][v] += e;
     }
@@ -76,21 +100,32 @@ void softmax_tile(A* s, int64_t n, StripState<A>* state, A* alpha) {
 }
 
 template <class A>
-inline void softmax_tile(int vectors, A* s, int64_t n, StripState<A>* state, A* alpha) {
+inline void softmax_tile(const AttentionParams& p, int vectors, A* s, int64_t n, StripState<A>* state, A* alpha) {
   static_assert(kTileVectors == 2, "a strip is one or two vectors");
-  vectors == 1 ? softmax_tile<A, 1>(s, n, state, alpha) : softmax_tile<A, 2>(s, n, state, alpha);
+  if constexpr (sizeof(A) == 4) {
+    if (base2_scores<A>(p))
+      return vectors == 1 ? softmax_tile<A, 1, true>(s, n, state, alpha) : softmax_tile<A, 2, true>(s, n, state, alpha);
+  }
+  vectors == 1 ? softmax_tile<A, 1, false>(s, n, state, alpha) : softmax_tile<A, 2, false>(s, n, state, alpha);
 }
 
-// Adds the head's sink to a row's denominator; returns what the row's O is to be multiplied by.
+// A row's softmax denominator, exp(max) * sum, with the head's sink in it.
+struct Denominator {
+  double max;    // a natural logarithm
+  double sum;    // 0: the row has no key (and no sink)
+  double scale;  // what the row's O is to be multiplied by to count from `max`
+};
 template <class A>
-inline A join_sink(const AttentionParams& p, int64_t head, A* max, A* sum) {
-  if (p.sinks.data == nullptr) return 1;
-  const A sink = sink_of<A>(p, head), joint = sink > *max ? sink : *max;
-  if (joint == static_cast<A>(-kInfinity)) return 1;
-  const A scale = std::exp(*max - joint);
-  *sum = *sum * scale + std::exp(sink - joint);
-  *max = joint;
-  return scale;
+Denominator denominator(const AttentionParams& p, int64_t head, const StripState<A>& state, int r) {
+  Denominator d{-kInfinity, 0, 1};
+  if (state.started) d = {state.max[r] * natural_log<A>(p), state.sum[r], 1};
+  if (p.sinks.data == nullptr) return d;
+  const double sink = sink_of<A>(p, head), joint = sink > d.max ? sink : d.max;
+  if (joint == -kInfinity) return d;
+  d.scale = std::exp(d.max - joint);
+  d.sum = d.sum * d.scale + std::exp(sink - joint);
+  d.max = joint;
+  return d;
 }
 
 }  // namespace TW_ISA

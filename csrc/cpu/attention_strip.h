@@ -25,7 +25,7 @@ struct Strip {
   alignas(64) Element position[kLanes];  // i + shift
   alignas(64) A slope[kLanes];
   int64_t row[kLanes], head[kLanes];
-  int64_t first_key, last_key;              // keys that some lane attends to
+  int64_t first_key, last_key;                // keys that some lane attends to
   int64_t first_shared_key, last_shared_key;  // keys that all lanes attend to, as far as intervals go
 };
 
@@ -49,25 +49,29 @@ void make_strip(const AttentionParams& p, const Sequence& s, const HeadGroup& gr
   strip->vectors = (strip->count + Simd<A>::lanes - 1) / Simd<A>::lanes;
   strip->first_key = strip->first_shared_key = 0;
   strip->last_key = strip->last_shared_key = 0;
+  int64_t i = first / group.size, head = first % group.size;
   for (int r = 0; r < Strip<A>::kLanes; ++r) {
     const bool used = r < strip->count;
-    const int64_t i = used ? (first + r) / group.size : 0;
     int64_t lo = 0, hi = 0;
     if (used) key_interval(p, s, i, &lo, &hi);
-    strip->row[r] = i;
-    strip->head[r] = group.first + (used ? (first + r) % group.size : 0);
-    strip->position[r] = static_cast<typename Strip<A>::Element>(i + s.shift);
+    strip->row[r] = used ? i : 0;
+    strip->head[r] = group.first + (used ? head : 0);
+    strip->position[r] = static_cast<typename Strip<A>::Element>(strip->row[r] + s.shift);
     strip->lo[r] = static_cast<typename Strip<A>::Element>(lo);
     strip->hi[r] = static_cast<typename Strip<A>::Element>(hi);
     strip->slope[r] = 0;
     if (p.alibi_slopes.data != nullptr)
-      strip->slope[r] = static_cast<const float*>(p.alibi_slopes.data)[s.batch * p.alibi_slopes.stride[0] +
-                                                                       strip->head[r] * p.alibi_slopes.stride[1]];
+      strip->slope[r] = static_cast<const float*>(
+          p.alibi_slopes.data)[s.batch * p.alibi_slopes.stride[0] + strip->head[r] * p.alibi_slopes.stride[1]];
     if (!used) continue;
     if (lo < hi && (strip->first_key == strip->last_key || lo < strip->first_key)) strip->first_key = lo;
     if (hi > strip->last_key) strip->last_key = hi;
     if (r == 0 || lo > strip->first_shared_key) strip->first_shared_key = lo;
     if (r == 0 || hi < strip->last_shared_key) strip->last_shared_key = hi;
+    if (++head == group.size) {
+      head = 0;
+      ++i;
+    }
   }
 }
 
@@ -85,18 +89,13 @@ TW_INLINE A mask_value(M m) {
   return static_cast<A>(to_float(m));
 }
 
-template <int N>
-struct ByteVector {
-  typedef uint8_t type __attribute__((vector_size(N)));
-};
-
 // L consecutive mask values along the keys, of which the first n exist.
 template <class A, class M>
 TW_INLINE Vec<A> load_mask_vector(const M* m, int n) {
   constexpr int L = Simd<A>::lanes;
   if constexpr (std::is_same<M, MaskBool>::value) {
     if (n == L) {
-      typename ByteVector<L>::type bytes;
+      typename Simd<A>::bytes bytes;
       std::memcpy(&bytes, m, sizeof bytes);
       const auto keep = __builtin_convertvector(bytes, typename Simd<A>::mask);
       return keep != 0 ? Vec<A>{} : broadcast<A>(static_cast<A>(-kInfinity));
@@ -145,8 +144,10 @@ void load_mask_as(const AttentionParams& p, const Sequence& s, const Strip<A>& s
 template <class A>
 void load_mask(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, int64_t key, int64_t n, A* dst) {
   switch (p.mask_dtype) {
-    case DType::kBool: return load_mask_as<A, MaskBool>(p, s, strip, key, n, dst);
-    case DType::kFloat32: return load_mask_as<A, float>(p, s, strip, key, n, dst);
+    case DType::kBool:
+      return load_mask_as<A, MaskBool>(p, s, strip, key, n, dst);
+    case DType::kFloat32:
+      return load_mask_as<A, float>(p, s, strip, key, n, dst);
     case DType::kFloat64:
       if constexpr (sizeof(A) == 8) load_mask_as<A, double>(p, s, strip, key, n, dst);
       return;
@@ -178,8 +179,9 @@ TW_INLINE vdouble softcap_tanh(vdouble x) {
   return x;
 }
 
-// s [n][ld]: scale * q . k of keys [key, key + n) on entry, the logits on return (excluded keys: -inf). `mask` is load_mask's tile;
-// `capped`, when not null, receives tanh(s / softcap) for the backward pass. An interval is applied only if it cuts the tile.
+// s [n][ld]: scale * q . k of keys [key, key + n) on entry, the logits on return (excluded keys: -inf). `mask` is
+// load_mask's tile; `capped`, when not null, receives tanh(s / softcap) for the backward pass. An interval is applied
+// only if it cuts the tile.
 template <class A>
 void finish_scores(const AttentionParams& p, const Strip<A>& strip, int64_t key, int64_t n, A* s, int64_t ld,
                    const A* mask, A* capped) {
@@ -220,7 +222,7 @@ A sink_of(const AttentionParams& p, int64_t head) {
   const int64_t at = head * p.sinks.stride[0];
   if (p.sinks_dtype == DType::kFloat32) return static_cast<A>(static_cast<const float*>(p.sinks.data)[at]);
   A value = 0;
-  with_storage<A>(p.sinks_dtype, [&](auto t) { value = to_float(static_cast<const decltype(t)*>(p.sinks.data)[at]); });
+  with_dtype<A>(p.sinks_dtype, [&](auto t) { value = to_float(static_cast<const decltype(t)*>(p.sinks.data)[at]); });
   return value;
 }
 

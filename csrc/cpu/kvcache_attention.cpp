@@ -14,7 +14,8 @@ void append(const AttentionParams& p, const Sequence& s, int64_t kv_head, const 
             int64_t dim) {
   const int64_t bytes = size_of(p.dtype), first = s.len_k - p.seqlen_new;
   const KeyRows rows = key_rows(p, cache, s, kv_head);
-  const char* src = static_cast<const char*>(fresh.data) + (s.batch * fresh.stride[0] + kv_head * fresh.stride[1]) * bytes;
+  const char* src =
+      static_cast<const char*>(fresh.data) + (s.batch * fresh.stride[0] + kv_head * fresh.stride[1]) * bytes;
   for (int64_t j = 0; j < p.seqlen_new; ++j)
     std::memcpy(rows.row(first + j), src + j * fresh.stride[2] * bytes, static_cast<size_t>(dim * bytes));
 }
