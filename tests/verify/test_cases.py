@@ -17,7 +17,7 @@ from tilewright.verify.run import run_case
 
 AVAILABLE = [name for name, reason in backends().items() if reason is None]
 
-#: Every 7th case (the lists of features are no multiple of it) keeps this test quick; ``tilewright verify`` runs them all.
+#: One case in seven keeps this test quick (no list of features is a multiple of it); `tilewright verify` runs all.
 SAMPLE = CASES[::7]
 
 
