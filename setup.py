@@ -11,7 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -81,6 +81,7 @@ class CMakeBuild(build_ext):
             except LeftOut as reason:
                 if wanted:
                     raise SystemExit(f"tilewright: TILEWRIGHT_{target.upper()}=1, but {reason}") from None
+                Path(self.get_ext_fullpath(module)).unlink(missing_ok=True)  # an earlier build's must not slip in
                 print(f"tilewright: warning: {module} is left out: {reason}; {REMAINING}", file=sys.stderr)
                 missing[target] = str(reason)
         self.extensions = [e for e in self.extensions if not any(e.name == TARGETS[t] for t in missing)]
@@ -100,4 +101,8 @@ class CMakeBuild(build_ext):
         os.replace(temporary, destination)
 
 
-setup(ext_modules=[Extension(module, sources=[]) for module in TARGETS.values()], cmdclass={"build_ext": CMakeBuild})
+setup(
+    packages=[*find_packages("python"), "tilewright.triton_kernels"],
+    ext_modules=[Extension(module, sources=[]) for module in TARGETS.values()],
+    cmdclass={"build_ext": CMakeBuild},
+)
