@@ -18,7 +18,7 @@ PyGetSetDef* attention_fields() {
   using Struct = AttentionParams;
   static PyGetSetDef fields[] = {
       TW_FIELD(dtype),        TW_FIELD(mask_dtype),   TW_FIELD(sinks_dtype), TW_FIELD(q),
-      TW_FIELD(k),            TW_FIELD(v),            TW_FIELD(out),         TW_FIELD(lse),
+      TW_FIELD(k),            TW_FIELD(v),            TW_FIELD(out),         TW_FIELD(lse),          TW_FIELD(lse_low),
       TW_FIELD(mask),         TW_FIELD(alibi_slopes), TW_FIELD(sinks),       TW_FIELD(rng),
       TW_FIELD(cu_seqlens_q), TW_FIELD(cu_seqlens_k), TW_FIELD(seqlens_k),   TW_FIELD(block_table),
       TW_FIELD(page_size),    TW_FIELD(num_pages),    TW_FIELD(batch),       TW_FIELD(heads),

@@ -62,6 +62,7 @@ struct AttentionParams {
 
   View4 q, k, v, out;
   View4 lse;           // strides (b, h, s); float, or double when dtype is kFloat64
+  View4 lse_low;       // as lse: what lse lost when it was rounded; written by a forward and read by a backward if given
   View4 mask;          // (B, H, Sq, Sk) broadcast by stride 0; indexed by position within the sequence
   View4 alibi_slopes;  // float, strides (b, h)
   View4 sinks;         // stride (h)

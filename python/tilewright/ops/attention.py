@@ -33,6 +33,7 @@ class AttentionCall(NamedTuple):
     scale: float
     dropout_p: float
     deterministic: bool
+    keep_low: bool
 
 
 def empty_output(q: Tensor, head_dim_v: int) -> Tensor:
@@ -46,9 +47,15 @@ def empty_output(q: Tensor, head_dim_v: int) -> Tensor:
     return out.permute(*(order.index(d) for d in range(3)), 3)
 
 
-def allocate(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    q, v = call.q, call.v
-    return empty_output(q, v.shape[-1]), torch.empty(q.shape[:3], dtype=accumulator(q.dtype), device=q.device)
+def allocate(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+    """out, lse, and lse_low, what lse lost when it was rounded, kept for the backward; empty when there will be none."""
+    q = call.q
+    lse = torch.empty(q.shape[:3], dtype=accumulator(q.dtype), device=q.device)
+    return empty_output(q, call.v.shape[-1]), lse, torch.empty_like(lse) if call.keep_low else lse.new_empty((0, 0, 0))
+
+
+def without_grad(call: Any) -> Any:
+    return call._replace(keep_low=False)
 
 
 def cost(call: AttentionCall) -> Cost:
@@ -119,18 +126,21 @@ def prepare(
         features.scale,
         dropout_p,
         bool(deterministic),
+        True,
     )
 
 
 OP = Op(
     name="attention",
     call=AttentionCall,
-    outputs=("out", "lse"),
+    outputs=("out", "lse", "lse_low"),
     allocate=allocate,
     cost=cost,
     prepare=prepare,
     differentiable=("q", "k", "v", "mask", "sinks"),
     saved=("q", "k", "v", "mask", "alibi_slopes", "sinks", "rng"),
+    intermediates=("lse_low",),
+    without_grad=without_grad,
 )
 
 
@@ -152,7 +162,7 @@ def attention(
     deterministic: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    out, lse = OP(
+    out, lse, _ = OP(
         prepare(
             q,
             k,

@@ -11,6 +11,7 @@ from ._checks import accumulator, autocast, check_lengths, check_probability, sh
 from ._dropout import draw_rng
 from ._features import OPTIONS_DOC, check_features, check_heads, check_qkv, pairs, tensor_bytes, unit_last_stride
 from ._op import Cost, Op
+from .attention import without_grad
 
 
 class VarlenAttentionCall(NamedTuple):
@@ -35,12 +36,15 @@ class VarlenAttentionCall(NamedTuple):
     scale: float
     dropout_p: float
     deterministic: bool
+    keep_low: bool
 
 
-def allocate(call: VarlenAttentionCall) -> tuple[Tensor, Tensor]:
+def allocate(call: VarlenAttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+    """out, lse and lse_low, as attention's."""
     total_q, heads, _ = call.q.shape
     out = call.q.new_empty((total_q, heads, call.v.shape[-1]))
-    return out, torch.empty((heads, total_q), dtype=accumulator(call.q.dtype), device=call.q.device)
+    lse = torch.empty((heads, total_q), dtype=accumulator(call.q.dtype), device=call.q.device)
+    return out, lse, torch.empty_like(lse) if call.keep_low else lse.new_empty((0, 0))
 
 
 def cost(call: VarlenAttentionCall) -> Cost:
@@ -144,18 +148,21 @@ def prepare(
         features.scale,
         dropout_p,
         bool(deterministic),
+        True,
     )
 
 
 OP = Op(
     name="varlen_attention",
     call=VarlenAttentionCall,
-    outputs=("out", "lse"),
+    outputs=("out", "lse", "lse_low"),
     allocate=allocate,
     cost=cost,
     prepare=prepare,
     differentiable=("q", "k", "v", "mask", "sinks"),
     saved=("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "mask", "alibi_slopes", "sinks", "rng"),
+    intermediates=("lse_low",),
+    without_grad=without_grad,
     check_values=check_values,
 )
 
@@ -181,7 +188,7 @@ def varlen_attention(
     deterministic: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    out, lse = OP(
+    out, lse, _ = OP(
         prepare(
             q,
             k,

@@ -84,7 +84,7 @@ def attend(
     return (p @ values).to(q.dtype), lse.to(accumulator(q.dtype))
 
 
-def forward(call: AttentionCall, compute_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+def forward(call: AttentionCall, compute_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
     out, lse = attend(
         call.q,
         call.k,
@@ -101,4 +101,9 @@ def forward(call: AttentionCall, compute_dtype: torch.dtype | None = None) -> tu
         dropout_p=call.dropout_p,
         compute_dtype=compute_dtype,
     )
-    return empty_output(call.q, call.v.shape[3]).copy_(out), lse
+    return empty_output(call.q, call.v.shape[3]).copy_(out), lse, no_low_part(lse, call.keep_low)
+
+
+def no_low_part(lse: Tensor, keep_low: bool) -> Tensor:
+    """lse_low of a forward whose backward does not read it."""
+    return torch.zeros_like(lse) if keep_low else lse.new_empty((0,) * lse.dim())

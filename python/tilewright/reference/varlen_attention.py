@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..ops._checks import accumulator
 from ..ops.varlen_attention import VarlenAttentionCall
-from .attention import attend
+from .attention import attend, no_low_part
 
 
 def _of_sequence(mask: Tensor | None, b: int, seqlen_q: int, seqlen_k: int) -> Tensor | None:
@@ -19,7 +19,7 @@ def _of_sequence(mask: Tensor | None, b: int, seqlen_q: int, seqlen_k: int) -> T
     return mask[..., :seqlen_k] if mask.shape[3] > 1 else mask
 
 
-def forward(call: VarlenAttentionCall, compute_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+def forward(call: VarlenAttentionCall, compute_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
     heads = call.q.shape[1]
     bounds_q, bounds_k = call.cu_seqlens_q.tolist(), call.cu_seqlens_k.tolist()
     outs = [call.q.new_empty((0, heads, call.v.shape[2]))]
@@ -46,4 +46,5 @@ def forward(call: VarlenAttentionCall, compute_dtype: torch.dtype | None = None)
         )
         outs.append(out.squeeze(0).transpose(0, 1))
         lses.append(lse.squeeze(0))
-    return torch.cat(outs), torch.cat(lses, 1)
+    lse = torch.cat(lses, 1)
+    return torch.cat(outs), lse, no_low_part(lse, call.keep_low)
