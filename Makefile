@@ -33,8 +33,10 @@ $(DEV_STAMP): $(BUILD_SOURCES) | $(BIN)/python
 demo: $(if $(wildcard $(DEV_STAMP)),$(DEV_STAMP),$(USER_STAMP)) ## Verify, train, compare with transformers, measure: a few minutes
 	$(BIN)/tilewright demo
 
+# Two workers with a thread each: OpenMP threads of two processes on the same cores spin against each other. Tests of
+# threading set the number themselves. A file stays on one worker, since building in two of them would collide.
 test: $(DEV_STAMP) ## Every test that needs no GPU
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(DEV_STAMP) ## Style, types and formatting
 	$(BIN)/ruff check .
