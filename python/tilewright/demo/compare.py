@@ -25,6 +25,7 @@ def compare_step(folder: Path) -> Outcome:
 
     transformers: Any = library  # parts of it have no type hints
     transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     tokenizer = load_tokenizer(folder)
     ours = GPT.from_pretrained(folder)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
