@@ -1,0 +1,103 @@
+// What the forward and the backward of the feed-forward block share: matrices read and written a vector at a time, and the
+// dropout mask.
+#pragma once
+
+#include "../common/philox.h"
+#include "ffn_math.h"
+#include "gemm.h"
+
+namespace tilewright {
+namespace TW_ISA {
+
+// A strided matrix of any storage type that widens to A; null data is an absent one.
+struct Matrix {
+  void* data = nullptr;
+  DType dtype = DType::kFloat32;
+  int64_t row_stride = 0, column_stride = 1;
+
+  TW_MEMBER explicit operator bool() const { return data != nullptr; }
+  TW_MEMBER Operand operand() const { return {data, dtype, row_stride, column_stride}; }
+  TW_MEMBER Operand transposed() const { return {data, dtype, column_stride, row_stride}; }
+  TW_MEMBER Matrix from_row(int64_t row) const {
+    if (data == nullptr) return *this;
+    return {static_cast<char*>(data) + row * row_stride * size_of(dtype), dtype, row_stride, column_stride};
+  }
+};
+
+TW_INLINE Matrix matrix(const View4& view, DType dtype) { return {view.data, dtype, view.stride[0], view.stride[1]}; }
+TW_INLINE Matrix contiguous(const void* data, DType dtype, int64_t columns) {
+  return {const_cast<void*>(data), dtype, columns, 1};
+}
+template <class A>
+constexpr DType kAccumulatorDType = sizeof(A) == 8 ? DType::kFloat64 : DType::kFloat32;
+
+// `count` elements of a row, at most a vector; the other lanes are 0. Not inlined, nor is `write`: a call for each vector of
+// results is nothing beside its dot products, and a dozen copies of these would be half of the compile time.
+template <class A>
+__attribute__((noinline)) Vec<A> read(const Matrix& m, int64_t row, int64_t column, int count) {
+  Vec<A> v{};
+  with_dtype<A>(m.dtype, [&](auto t) {
+    const auto* p = static_cast<const decltype(t)*>(m.data) + row * m.row_stride + column * m.column_stride;
+    if (count == Simd<A>::lanes && m.column_stride == 1) {
+      v = load(p);
+      return;
+    }
+    for (int i = 0; i < count; ++i) v[i] = to_float(p[i * m.column_stride]);
+  });
+  return v;
+}
+
+template <class A>
+__attribute__((noinline)) void write(const Matrix& m, int64_t row, int64_t column, int count, Vec<A> v) {
+  with_dtype<A>(m.dtype, [&](auto t) {
+    using T = decltype(t);
+    T* p = static_cast<T*>(m.data) + row * m.row_stride + column * m.column_stride;
+    if (count == Simd<A>::lanes && m.column_stride == 1) return store(p, v);
+    for (int i = 0; i < count; ++i) p[i * m.column_stride] = from_accumulator<T>(v[i]);
+  });
+}
+
+// f(row of the tile, column of the tile, lanes in use) for every vector of a tile.
+template <class A, class F>
+TW_INLINE void for_vectors(const FinishedTile<A>& tile, const F& f) {
+  constexpr int L = Simd<A>::lanes;
+  for (int i = 0; i < tile.rows; ++i)
+    for (int j = 0; j < tile.columns; j += L) f(i, j, tile.columns - j < L ? tile.columns - j : L);
+}
+
+// Inverted dropout: 0 or 1 / (1 - p) for elements (row, column ...) of the output; see philox.h.
+class Dropout {
+ public:
+  TW_MEMBER explicit Dropout(const FfnParams& p)
+      : on_(p.rng != nullptr), threshold_(dropout_threshold(p.dropout_p)), scale_(dropout_scale(p.dropout_p)) {
+    if (on_) seed_ = static_cast<uint64_t>(p.rng[0]), offset_ = static_cast<uint32_t>(p.rng[1]);
+  }
+  TW_MEMBER explicit operator bool() const { return on_; }
+
+  template <class A>
+  TW_MEMBER Vec<A> factors(int64_t row, int64_t column, int count) const {
+    Vec<A> v{};
+    Philox4 bits{};
+    for (int i = 0; i < count; ++i) {
+      const int64_t at = column + i;
+      if (i == 0 || at % 4 == 0)
+        bits = philox(seed_, static_cast<uint32_t>(at / 4), static_cast<uint32_t>(row), static_cast<uint32_t>(row >> 32), offset_);
+      v[i] = bits.lane[at % 4] >= threshold_ ? static_cast<A>(scale_) : A{0};
+    }
+    return v;
+  }
+
+ private:
+  bool on_;
+  uint32_t threshold_, offset_ = 0;
+  uint64_t seed_ = 0;
+  double scale_;
+};
+
+// What the module re-checks for memory safety; the rest was validated in Python.
+TW_INLINE bool valid_shape(const FfnParams& p) {
+  return p.rows >= 0 && p.in_features >= 0 && p.hidden >= 0 && p.out_features >= 0 && p.num_threads >= 1;
+}
+
+}  // namespace TW_ISA
+}  // namespace tilewright
