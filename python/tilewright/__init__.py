@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-# The package of this name must be loaded before the function of this name is bound: a later first import would rebind it.
+# The package of this name must be loaded before the function of this name is bound: a later first import would rebind
+# it.
 from . import backends as _backends_package  # noqa: F401
+from .catalog import explain
 from .config import use_backend
 from .errors import BackendError
-from .catalog import explain
 from .integrations.sdpa import scaled_dot_product_attention
 from .ops.attention import attention
 from .ops.ffn import ffn

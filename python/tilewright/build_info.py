@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 def missing_reason(target: str) -> str | None:
-    """Why the compiled module of ``target`` ("cpu", "cuda") was left out of this installation; None when it was built."""
+    """Why the compiled module of ``target`` ("cpu", "cuda") was left out of this installation; None when it was
+    built."""
     try:
         from . import _build_info
     except ImportError:

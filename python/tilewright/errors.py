@@ -1,4 +1,4 @@
-"""Exceptions. Bad arguments are plain ``ValueError`` and ``TypeError``; these are for calls that are right but not servable."""
+"""Exceptions. Bad arguments are plain ``ValueError`` and ``TypeError``; these are for calls that nothing can serve."""
 
 from __future__ import annotations
 

@@ -39,9 +39,15 @@ AGREE: dict[str, tuple[list[torch.Tensor], dict[str, Any]]] = {
     "causal, top left": ([r(B, H, L, E), r(B, H, S, E), r(B, H, S, E)], {"is_causal": True}),
     "causal, more queries": ([r(B, H, S, E), r(B, H, L, E), r(B, H, L, E)], {"is_causal": True}),
     "bool mask": ([r(B, H, L, E), r(B, H, S, E), r(B, H, S, E)], {"attn_mask": torch.rand(B, 1, L, S) > 0.4}),
-    "bool mask, empty rows": ([r(B, H, L, E), r(B, H, S, E), r(B, H, S, E)], {"attn_mask": torch.arange(L)[:, None] > 2}),
+    "bool mask, empty rows": (
+        [r(B, H, L, E), r(B, H, S, E), r(B, H, S, E)],
+        {"attn_mask": torch.arange(L)[:, None] > 2},
+    ),
     "float mask": ([r(B, H, L, E), r(B, H, S, E), r(B, H, S, E)], {"attn_mask": BIAS}),
-    "mask on 5-D": ([r(2, B, H, L, E), r(2, B, H, S, E), r(2, B, H, S, E)], {"attn_mask": torch.rand(2, B, 1, L, S) > 0.4}),
+    "mask on 5-D": (
+        [r(2, B, H, L, E), r(2, B, H, S, E), r(2, B, H, S, E)],
+        {"attn_mask": torch.rand(2, B, 1, L, S) > 0.4},
+    ),
     "mask on 3-D": ([r(H, L, E), r(H, S, E), r(H, S, E)], {"attn_mask": torch.rand(L, S) > 0.4}),
     "finfo.min mask": (
         [r(B, H, L, E), r(B, H, S, E), r(B, H, S, E)],
@@ -90,7 +96,11 @@ RAISE: dict[str, tuple[tuple[torch.Tensor, ...], dict[str, Any], str]] = {
     "heads without enable_gqa": ((r(B, 6, L, E), K, K), {}, "pass enable_gqa=True"),
     "int mask": ((Q, K, K), {"attn_mask": torch.ones(L, S, dtype=torch.int32)}, "attn_mask has dtype"),
     "mask shape": ((Q, K, K), {"attn_mask": torch.ones(L, 6, dtype=torch.bool)}, "attn_mask of shape"),
-    "mask rank": ((r(H, L, E), r(H, S, E), r(H, S, E)), {"attn_mask": torch.ones(B, H, L, S, dtype=torch.bool)}, "attn_mask of"),
+    "mask rank": (
+        (r(H, L, E), r(H, S, E), r(H, S, E)),
+        {"attn_mask": torch.ones(B, H, L, S, dtype=torch.bool)},
+        "attn_mask of",
+    ),
     "dropout": ((Q, K, K), {"dropout_p": 1.5}, "dropout_p=1.5"),
     "head dims": ((Q, r(B, H, S, 9), K), {}, "key has last dimension 9"),
 }

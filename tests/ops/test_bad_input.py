@@ -70,10 +70,18 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "k batch": (attention(k=q(3, H, S, D)), ValueError, "k has batch size 3"),
     "v length": (attention(v=q(B, H, 6, D)), ValueError, "v has 6 positions"),
     "k head dim": (attention(k=q(B, H, S, 7)), ValueError, "k has head dim 7"),
-    "heads": (attention(k=q(B, 3, S, D), v=q(B, 3, S, D)), ValueError, "q has 4 heads, which is not a multiple of the 3"),
+    "heads": (
+        attention(k=q(B, 3, S, D), v=q(B, 3, S, D)),
+        ValueError,
+        "q has 4 heads, which is not a multiple of the 3",
+    ),
     "v heads": (attention(v=q(B, 2, S, D)), ValueError, "v has 2 heads"),
     "no kv heads": (attention(k=q(B, 0, S, D), v=q(B, 0, S, D)), ValueError, "q has 4 heads"),
-    "head dim 257": (attention(q=q(1, 1, 2, 257), k=q(1, 1, 2, 257), v=q(1, 1, 2, 8)), ValueError, "q has head dim 257"),
+    "head dim 257": (
+        attention(q=q(1, 1, 2, 257), k=q(1, 1, 2, 257), v=q(1, 1, 2, 8)),
+        ValueError,
+        "q has head dim 257",
+    ),
     "head dim 0": (attention(q=q(1, 1, 2, 0), k=q(1, 1, 2, 0), v=q(1, 1, 2, 8)), ValueError, "q has head dim 0"),
     "v head dim": (attention(v=q(B, H, S, 300)), ValueError, "v has head dim 300"),
     # attention: options
@@ -95,15 +103,27 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "dropout 1.5": (attention(dropout_p=1.5), ValueError, "dropout_p=1.5"),
     "dropout negative": (attention(dropout_p=-0.1), ValueError, "dropout_p=-0.1"),
     "alibi shape": (attention(alibi_slopes=q(3)), ValueError, "alibi_slopes"),
-    "alibi gradient": (attention(alibi_slopes=q(H, requires_grad=True)), ValueError, "alibi_slopes requires a gradient"),
+    "alibi gradient": (
+        attention(alibi_slopes=q(H, requires_grad=True)),
+        ValueError,
+        "alibi_slopes requires a gradient",
+    ),
     "sinks shape": (attention(sinks=q(B, H)), ValueError, "sinks"),
     "sinks dtype": (attention(sinks=q(H).half()), TypeError, "sinks has dtype"),
     "backend": (attention(backend="gpu"), ValueError, "backend='gpu' is not a backend"),
     # varlen_attention
     "cu_seqlens int64": (varlen(cu_seqlens_q=torch.tensor([0, 2, 6])), TypeError, "cu_seqlens_q has dtype torch.int64"),
     "cu_seqlens list": (varlen(cu_seqlens_q=[0, 2, 6]), TypeError, "cu_seqlens_q must be an int32"),
-    "cu_seqlens end": (varlen(cu_seqlens_q=torch.tensor([0, 2, 5], dtype=torch.int32)), ValueError, "cu_seqlens_q runs from 0 to 5"),
-    "cu_seqlens start": (varlen(cu_seqlens_k=torch.tensor([1, 2, 6], dtype=torch.int32)), ValueError, "cu_seqlens_k runs from 1"),
+    "cu_seqlens end": (
+        varlen(cu_seqlens_q=torch.tensor([0, 2, 5], dtype=torch.int32)),
+        ValueError,
+        "cu_seqlens_q runs from 0 to 5",
+    ),
+    "cu_seqlens start": (
+        varlen(cu_seqlens_k=torch.tensor([1, 2, 6], dtype=torch.int32)),
+        ValueError,
+        "cu_seqlens_k runs from 1",
+    ),
     "cu_seqlens falls": (
         varlen(
             cu_seqlens_q=torch.tensor([0, 6, 2, 6], dtype=torch.int32),
@@ -113,15 +133,31 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "cu_seqlens_q falls at position 1",
     ),
-    "cu_seqlens count": (varlen(cu_seqlens_k=torch.tensor([0, 6], dtype=torch.int32)), ValueError, "cu_seqlens_k of shape"),
-    "max too small": (varlen(max_seqlen_k=3), ValueError, "max_seqlen_k=3 but cu_seqlens_k holds a sequence of length 4"),
+    "cu_seqlens count": (
+        varlen(cu_seqlens_k=torch.tensor([0, 6], dtype=torch.int32)),
+        ValueError,
+        "cu_seqlens_k of shape",
+    ),
+    "max too small": (
+        varlen(max_seqlen_k=3),
+        ValueError,
+        "max_seqlen_k=3 but cu_seqlens_k holds a sequence of length 4",
+    ),
     "max negative": (varlen(max_seqlen_q=-1), ValueError, "max_seqlen_q=-1"),
     "max float": (varlen(max_seqlen_q=4.0), TypeError, "max_seqlen_q must be an int"),
     # kvcache_attention
-    "lengths past capacity": (kvcache(cache_seqlens=torch.tensor([3, 6], dtype=torch.int32)), ValueError, r"cache_seqlens\[1\]=6"),
+    "lengths past capacity": (
+        kvcache(cache_seqlens=torch.tensor([3, 6], dtype=torch.int32)),
+        ValueError,
+        r"cache_seqlens\[1\]=6",
+    ),
     "lengths negative": (kvcache(cache_seqlens=-1), ValueError, r"cache_seqlens\[0\]=-1"),
     "append past capacity": (kvcache(k=q(B, H, 3, D), v=q(B, H, 3, D)), ValueError, "3 new positions does not fit"),
-    "append without lengths": (kvcache(k=q(B, H, 1, D), v=q(B, H, 1, D), cache_seqlens=None), ValueError, "cache_seqlens is None"),
+    "append without lengths": (
+        kvcache(k=q(B, H, 1, D), v=q(B, H, 1, D), cache_seqlens=None),
+        ValueError,
+        "cache_seqlens is None",
+    ),
     "k without v": (kvcache(k=q(B, H, 1, D)), ValueError, "v is None but the other is not"),
     "new k shape": (kvcache(k=q(B, 2, 1, D), v=q(B, H, 1, D)), ValueError, "k has shape"),
     "cache dims": (kvcache(v_cache=q(B, H, 6, D)), ValueError, "v_cache of shape"),
@@ -130,7 +166,11 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "page too large": (paged([[0, 1], [2, 6]]), ValueError, r"block_table\[1\] names page 6, out of range"),
     "page negative": (paged([[0, -1], [2, 3]]), ValueError, r"block_table\[0\] names page -1"),
     "pages too few": (paged([[0], [1]]), ValueError, "does not fit"),
-    "pages of nothing": (paged([[0], [1]], k_cache=q(6, H, 0, D), v_cache=q(6, H, 0, D)), ValueError, "pages of size 0"),
+    "pages of nothing": (
+        paged([[0], [1]], k_cache=q(6, H, 0, D), v_cache=q(6, H, 0, D)),
+        ValueError,
+        "pages of size 0",
+    ),
     "table dtype": (kvcache(block_table=torch.zeros(B, 2)), TypeError, "block_table must be an int32"),
     "splits": (kvcache(num_splits=-1), ValueError, "num_splits=-1"),
     # softmax
@@ -140,7 +180,11 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "softmax integer": (softmax(x=torch.ones(3, dtype=torch.int32)), TypeError, "x has dtype torch.int32"),
     "softmax mask": (softmax(mask=q(7)), ValueError, "mask of shape"),
     "softmax int mask": (softmax(mask=torch.ones(D, dtype=torch.uint8)), TypeError, "mask has dtype torch.uint8"),
-    "softmax causal dim": (softmax(causal="top_left", dim=1), ValueError, "needs x of two or more dimensions and dim=-1"),
+    "softmax causal dim": (
+        softmax(causal="top_left", dim=1),
+        ValueError,
+        "needs x of two or more dimensions and dim=-1",
+    ),
     "softmax scale": (softmax(scale=NAN), ValueError, "scale=nan"),
     # ffn
     "ffn w_in": (ffn(w_in=q(16, 9)), ValueError, "w_in has shape .* but x has 8 features"),

@@ -27,7 +27,9 @@ def cpu_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cpu backend that is available and says no to every softmax call."""
     real_load, real_unavailable = registry.load, registry.unavailable
     monkeypatch.setattr(
-        registry, "load", lambda op, b: refuses("the moon is full") if (op, b) == ("softmax", "cpu") else real_load(op, b)
+        registry,
+        "load",
+        lambda op, b: refuses("the moon is full") if (op, b) == ("softmax", "cpu") else real_load(op, b),
     )
     monkeypatch.setattr(registry, "unavailable", lambda b: None if b == "cpu" else real_unavailable(b))
     monkeypatch.setattr(dispatch, "_logged", set())
@@ -48,11 +50,16 @@ def test_order_of_authority(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_use_backend_is_undone_by_an_exception_and_is_per_thread() -> None:
     seen: list[str] = []
-    with pytest.raises(RuntimeError, match="boom"), tw.use_backend("reference"):
-        thread = threading.Thread(target=lambda: seen.append(requested_backend(None)))
-        thread.start()
-        thread.join()
-        raise RuntimeError("boom")
+
+    def fail_inside() -> None:
+        with tw.use_backend("reference"):
+            thread = threading.Thread(target=lambda: seen.append(requested_backend(None)))
+            thread.start()
+            thread.join()
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail_inside()
     assert seen == [""]
     assert requested_backend(None) == ""
 

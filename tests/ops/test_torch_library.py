@@ -22,10 +22,19 @@ def arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A call of each op with many of its features, gradients required where there are any."""
     cu = torch.tensor([0, 2, 6], dtype=torch.int32)
     if name == "attention":
-        options = {"mask": leaf(1, H, S, S), "causal": "bottom_right", "sinks": leaf(H), "softcap": 5.0, "dropout_p": 0.3}
+        options = {
+            "mask": leaf(1, H, S, S),
+            "causal": "bottom_right",
+            "sinks": leaf(H),
+            "softcap": 5.0,
+            "dropout_p": 0.3,
+        }
         return (leaf(B, H, S, D), leaf(B, HKV, S, D), leaf(B, HKV, S, 5)), options
     if name == "varlen_attention":
-        return (leaf(6, H, D), leaf(6, HKV, D), leaf(6, HKV, D), cu, cu.clone(), 4, 4), {"sinks": leaf(H), "window": (2, None)}
+        return (leaf(6, H, D), leaf(6, HKV, D), leaf(6, HKV, D), cu, cu.clone(), 4, 4), {
+            "sinks": leaf(H),
+            "window": (2, None),
+        }
     if name == "kvcache_attention":
         lengths = torch.tensor([3, 4], dtype=torch.int32)
         new = {"k": torch.randn(B, HKV, 1, D), "v": torch.randn(B, HKV, 1, D), "cache_seqlens": lengths}
@@ -51,7 +60,9 @@ def test_opcheck_of_the_backward(name: str) -> None:
         call, _ = canonical_call(name, *args, **kwargs)
         call = type(call)(*(t.detach() if isinstance(t, torch.Tensor) else t for t in call))
         outputs = op.run_forward(call, "")
-        grads = [torch.randn_like(o) if n not in op.intermediates else None for n, o in zip(op.outputs, outputs, strict=True)]
+        grads = [
+            torch.randn_like(o) if n not in op.intermediates else None for n, o in zip(op.outputs, outputs, strict=True)
+        ]
         saved = [outputs[0] if f == "x" and f not in op.saved else v for f, v in zip(call._fields, call, strict=True)]
         wanted = [getattr(call, f) is not None for f in op.differentiable]
         torch.library.opcheck(op.backward_operator, (*grads, *outputs, *saved, wanted, ""))
@@ -111,7 +122,8 @@ def test_half_precision_autocast() -> None:
         assert tw.ffn(leaf(3, D), leaf(16, D), leaf(D, 16)).dtype == torch.bfloat16
         assert tw.softmax(torch.randn(3, 4, dtype=torch.bfloat16)).dtype == torch.float32
     tw.attention(q, q, q).sum().backward()
-    assert q.grad is not None and q.grad.dtype == torch.float32
+    assert q.grad is not None
+    assert q.grad.dtype == torch.float32
 
 
 def test_fake_tensors_and_dispatch_modes_see_one_operator() -> None:
@@ -120,7 +132,8 @@ def test_fake_tensors_and_dispatch_modes_see_one_operator() -> None:
 
     with FakeTensorMode():
         out = tw.attention(torch.empty(B, S, H, D), torch.empty(B, S, HKV, D), torch.empty(B, S, HKV, D), layout="bshd")
-        assert tuple(out.shape) == (B, S, H, D) and out.is_contiguous()
+        assert tuple(out.shape) == (B, S, H, D)
+        assert out.is_contiguous()
 
     seen: list[str] = []
 

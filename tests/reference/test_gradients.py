@@ -1,4 +1,5 @@
-"""The reference is differentiable twice, in float64, with every feature; and it is what torch computes where torch can."""
+"""The reference is differentiable twice, in float64, with every feature; and it is what torch computes where torch
+can."""
 
 from __future__ import annotations
 
@@ -39,7 +40,15 @@ CASES: dict[str, tuple[Callable[..., Any], list[torch.Tensor]]] = {
     "attention, empty rows": (lambda q, k, v: tw.attention(q, k, v, mask=PARTIAL, window=(1, 1)), qkv()),
     "attention, features": (
         lambda q, k, v, m, s: tw.attention(
-            q, k, v, mask=m, sinks=s, softcap=2.0, alibi_slopes=torch.tensor([0.5, 0.25]), dropout_p=0.3, return_lse=True
+            q,
+            k,
+            v,
+            mask=m,
+            sinks=s,
+            softcap=2.0,
+            alibi_slopes=torch.tensor([0.5, 0.25]),
+            dropout_p=0.3,
+            return_lse=True,
         ),
         [*qkv(), leaf(2, 1, 4), leaf(2)],
     ),
@@ -57,7 +66,14 @@ CASES: dict[str, tuple[Callable[..., Any], list[torch.Tensor]]] = {
             ),
             [leaf(2, 3), leaf(8 if gated else 4, 3), leaf(3, 4), leaf(8 if gated else 4), leaf(3)],
         )
-        for activation, gated in (("relu2", False), ("gelu", False), ("gelu_tanh", False), ("silu", False), ("geglu", True), ("swiglu", True))
+        for activation, gated in (
+            ("relu2", False),
+            ("gelu", False),
+            ("gelu_tanh", False),
+            ("silu", False),
+            ("geglu", True),
+            ("swiglu", True),
+        )
     },
 }
 
@@ -80,7 +96,9 @@ def test_second_derivatives_are_reachable_by_create_graph(backend: str | None) -
         (second,) = torch.autograd.grad(g.square().sum(), x)
         return second
 
-    torch.testing.assert_close(penalty(lambda t: tw.softmax(t, backend=backend)), penalty(lambda t: torch.softmax(t, -1)))
+    torch.testing.assert_close(
+        penalty(lambda t: tw.softmax(t, backend=backend)), penalty(lambda t: torch.softmax(t, -1))
+    )
 
 
 def test_agrees_with_torch_on_plain_calls() -> None:
@@ -88,7 +106,9 @@ def test_agrees_with_torch_on_plain_calls() -> None:
     bias = torch.randn(3, 6, 6, dtype=torch.float64)
     with tw.use_backend("reference"):
         torch.testing.assert_close(tw.attention(q, k, v, mask=bias), F.scaled_dot_product_attention(q, k, v, bias))
-        torch.testing.assert_close(tw.attention(q, k, v, causal="top_left"), F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        torch.testing.assert_close(
+            tw.attention(q, k, v, causal="top_left"), F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        )
         torch.testing.assert_close(tw.softmax(q, 1), torch.softmax(q, 1))
         torch.testing.assert_close(tw.log_softmax(q, 2), torch.log_softmax(q, 2))
         w, o = torch.randn(5, 8, dtype=torch.float64), torch.randn(8, 5, dtype=torch.float64)
@@ -100,7 +120,8 @@ def test_rows_with_nothing_to_attend_to() -> None:
     none = torch.zeros(3, 4, dtype=torch.bool)
     with tw.use_backend("reference"):
         out, lse = tw.attention(q, k, v, mask=none, return_lse=True)
-        assert torch.equal(out, torch.zeros_like(out)) and torch.equal(lse, torch.full_like(lse, -torch.inf))
+        assert torch.equal(out, torch.zeros_like(out))
+        assert torch.equal(lse, torch.full_like(lse, -torch.inf))
         assert all(torch.equal(g, torch.zeros_like(g)) for g in torch.autograd.grad(out.sum(), (q, k, v)))
         _, lse = tw.attention(q, k, v, mask=none, sinks=torch.tensor([0.5, -2.0]), return_lse=True)
         torch.testing.assert_close(lse[0, :, 0], torch.tensor([0.5, -2.0], dtype=torch.float64))

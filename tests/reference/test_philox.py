@@ -37,7 +37,8 @@ def test_mask_keeps_the_asked_share_and_depends_on_every_coordinate() -> None:
     kept = keep_mask(rng, planes, rows, 101, 0.3)
     assert kept.shape == (6, 64, 101)
     assert abs(kept.float().mean().item() - 0.7) < 0.01
-    assert not torch.equal(kept[0], kept[1]) and not torch.equal(kept[:, 0], kept[:, 1])
+    assert not torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[:, 0], kept[:, 1])
     assert not torch.equal(kept, keep_mask(torch.tensor([124, 5]), planes, rows, 101, 0.3))
     assert not torch.equal(kept, keep_mask(torch.tensor([123, 6]), planes, rows, 101, 0.3))
     # A narrower mask is the same mask, cut: positions decide, not shapes.
@@ -48,5 +49,7 @@ def test_extremes() -> None:
     rng, zero, rows = torch.tensor([1, 2]), torch.zeros(1, 1, dtype=torch.int64), torch.arange(8)
     assert keep_mask(rng, zero, rows, 8, 0.0).all()
     assert not keep_mask(rng, zero, rows, 8, 1.0).any()
-    assert dropout_threshold(1.0) == 2**32 - 1 and dropout_scale(1.0) == 0.0
-    assert dropout_threshold(0.5) == 2**31 and dropout_scale(0.5) == 2.0
+    assert dropout_threshold(1.0) == 2**32 - 1
+    assert dropout_scale(1.0) == 0.0
+    assert dropout_threshold(0.5) == 2**31
+    assert dropout_scale(0.5) == 2.0

@@ -26,11 +26,13 @@ def test_table_and_catalogue_list_the_same_ops() -> None:
 @pytest.mark.parametrize("name", OPS)
 def test_op_has_contract_reference_docs_cost_and_public_name(name: str) -> None:
     op, function = OPS[name]
-    assert op.name == name and getattr(tw, name) is function
+    assert op.name == name
+    assert getattr(tw, name) is function
     stem = STEMS[name]
     for path in (f"python/tilewright/ops/{stem}.py", f"python/tilewright/reference/{stem}.py", f"docs/ops/{stem}.md"):
         assert (ROOT / path).is_file(), f"{name} has no {path}"
-    assert callable(op.cost) and "reference" in TABLE[name]
+    assert callable(op.cost)
+    assert "reference" in TABLE[name]
 
 
 @pytest.mark.parametrize("name", OPS)

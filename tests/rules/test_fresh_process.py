@@ -1,4 +1,5 @@
-"""A fresh interpreter: importing needs torch alone, loads nothing early, and the reference computes with all else blocked."""
+"""A fresh interpreter: importing needs torch alone, loads nothing early, and the reference computes with all else
+blocked."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def run(code: str) -> str:
 
 
 def test_works_with_triton_and_the_extensions_blocked() -> None:
-    blocked = BLOCK.format(names={"triton", "tilewright._cpu", "tilewright._cuda", "transformers", "tokenizers", "rich", "typer"})
+    blocked = BLOCK.format(
+        names={"triton", "tilewright._cpu", "tilewright._cuda", "transformers", "tokenizers", "rich", "typer"}
+    )
     out = run(
         blocked
         + """

@@ -12,7 +12,18 @@ PACKAGE = ROOT / "python" / "tilewright"
 
 #: For each part of the package, the parts that it must not import, at module level or inside functions.
 FORBIDDEN = {
-    "config.py": {"registry", "dispatch", "ops", "backends", "reference", "models", "verify", "train", "integrations", "cli"},
+    "config.py": {
+        "registry",
+        "dispatch",
+        "ops",
+        "backends",
+        "reference",
+        "models",
+        "verify",
+        "train",
+        "integrations",
+        "cli",
+    },
     "registry.py": {"dispatch", "ops", "reference", "models", "verify", "train", "integrations", "cli"},
     "dispatch.py": {"ops", "reference", "models", "verify", "train", "integrations", "cli"},
     "ops": {"backends", "reference", "models", "verify", "train", "integrations", "cli"},
@@ -61,7 +72,9 @@ def test_backends_do_not_import_one_another() -> None:
     for file in (PACKAGE / "backends").glob("*.py"):
         text = file.read_text()
         for other in names - {file.stem}:
-            assert f"backends.{other}" not in text and f"from .{other} " not in text, f"backends/{file.name} imports {other}"
+            assert f"backends.{other}" not in text and f"from .{other} " not in text, (
+                f"backends/{file.name} imports {other}"
+            )
 
 
 def test_reference_needs_torch_alone() -> None:

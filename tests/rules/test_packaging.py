@@ -66,7 +66,8 @@ def test_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     wheel, _ = build("wheel", tmp_path / "dist", TILEWRIGHT_CPU="1")
     names = zipfile.ZipFile(wheel).namelist()
     assert any(n.startswith("tilewright/_cpu.") for n in names)
-    assert "tilewright/triton_kernels/__init__.py" in names and "tilewright/py.typed" in names
+    assert "tilewright/triton_kernels/__init__.py" in names
+    assert "tilewright/py.typed" in names
     assert not [n for n in names if n.split("/")[0] in ("triton_kernels", "tests", "csrc", "benchmarks")]
     assert "cpu" in use(unpack(wheel, tmp_path), tmp_path).split(",")
 
@@ -104,5 +105,9 @@ def test_sdist_holds_every_source(tmp_path: Path) -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode != 0:
         pytest.fail("this test compares the sdist with git's list of files; run it in a checkout")
-    wanted = {f for f in listed.stdout.split() if f.split("/")[0] in ("csrc", "python", "triton_kernels", "setup.py", "LICENSE")}
+    wanted = {
+        f
+        for f in listed.stdout.split()
+        if f.split("/")[0] in ("csrc", "python", "triton_kernels", "setup.py", "LICENSE")
+    }
     assert wanted and not wanted - names, f"the sdist lacks {sorted(wanted - names)}"

@@ -158,7 +158,13 @@ def _kvcache_forward(call: KvcacheAttentionCall) -> tuple[Tensor, ...]:
 
 
 def _run_attention_backward(
-    op: Any, params: Any, view: Any, call: Any, outputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...], wanted: Sequence[bool]
+    op: Any,
+    params: Any,
+    view: Any,
+    call: Any,
+    outputs: tuple[Tensor, ...],
+    grads: tuple[Tensor | None, ...],
+    wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     dout, dlse = grads[0], grads[1] if len(grads) > 1 else None
     dout = torch.zeros_like(outputs[0]) if dout is None else dout
@@ -188,11 +194,15 @@ def _run_attention_backward(
     )
 
 
-def _attention_backward(call: AttentionCall, outputs: Any, grads: Any, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def _attention_backward(
+    call: AttentionCall, outputs: Any, grads: Any, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
     return _run_attention_backward(ATTENTION_OP, _attention_params, _view, call, outputs, grads, wanted)
 
 
-def _varlen_backward(call: VarlenAttentionCall, outputs: Any, grads: Any, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def _varlen_backward(
+    call: VarlenAttentionCall, outputs: Any, grads: Any, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
     return _run_attention_backward(VARLEN_OP, _varlen_params, _packed, call, outputs, grads, wanted)
 
 
@@ -223,11 +233,12 @@ def _softmax_params(call: SoftmaxCall, log: bool, x: Tensor, y: Tensor, third: T
         p.n = 1
         return p, []
     dim = call.dim
-    if dim == x.dim() - 1 and call.mask is None and call.causal is None and x.is_contiguous() and y.is_contiguous():
-        if third is None or third.is_contiguous():  # the usual call: every tensor is a matrix of rows
-            p.n = n = x.shape[-1]
-            p.row_dims, p.row_shape, p.x_row_stride, p.y_row_stride = 1, (math.prod(x.shape[:-1]),), (n,), (n,)
-            return p, [n]
+    others = (y,) if third is None else (y, third)
+    plain = call.mask is None and call.causal is None and dim == x.dim() - 1
+    if plain and x.is_contiguous() and all(t.is_contiguous() for t in others):  # the usual call: matrices of rows
+        p.n = n = x.shape[-1]
+        p.row_dims, p.row_shape, p.x_row_stride, p.y_row_stride = 1, (math.prod(x.shape[:-1]),), (n,), (n,)
+        return p, [n]
     rows = [d for d in range(x.dim()) if d != dim]
     shape = [x.shape[d] for d in rows]
     third_stride = () if third is None else _broadcast_view(third)[1]
@@ -238,7 +249,12 @@ def _softmax_params(call: SoftmaxCall, log: bool, x: Tensor, y: Tensor, third: T
         p.causal, p.causal_shift = True, causal_shift(call)
     else:
         shape, strides = _collapse(shape, strides)
-    p.row_dims, p.row_shape, p.x_row_stride, p.y_row_stride = len(shape), tuple(shape), tuple(strides[0]), tuple(strides[1])
+    p.row_dims, p.row_shape, p.x_row_stride, p.y_row_stride = (
+        len(shape),
+        tuple(shape),
+        tuple(strides[0]),
+        tuple(strides[1]),
+    )
     p.n, p.x_stride, p.y_stride = x.shape[dim], x.stride(dim), y.stride(dim)
     return p, strides[2] if third is not None else []
 
@@ -260,7 +276,8 @@ def _softmax_backward(
     assert dy is not None
     scale = call.scale
     if wanted[1]:
-        # The mask's gradient is a sum of the unscaled, unrounded gradient of the scores, which the kernel gives as float.
+        # The mask's gradient is a sum of the unscaled, unrounded gradient of the scores, which the kernel gives as
+        # float.
         wide = accumulator(y.dtype)
         y, dy, scale = y.to(wide), dy.to(wide), 1.0
     dx = torch.empty_like(y)

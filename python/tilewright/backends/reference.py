@@ -51,10 +51,12 @@ def _by_autograd(op: Op, forward: Callable[[Any], tuple[Tensor, ...]]) -> Implem
         fields = [name for name, want in zip(op.differentiable, wanted, strict=True) if want]
         higher_order = torch.is_grad_enabled()
         with _recording():
-            # A view of each input, so that the graph below is separate and yet, for a higher order, hangs on the caller's.
+            # A view of each input, so that the graph below is separate and yet, for a higher order, hangs on the
+            # caller's.
             inputs = {f: getattr(call, f) for f in fields}
             inputs = {
-                f: t.view_as(t) if higher_order and t.requires_grad else t.detach().requires_grad_() for f, t in inputs.items()
+                f: t.view_as(t) if higher_order and t.requires_grad else t.detach().requires_grad_()
+                for f, t in inputs.items()
             }
             results = forward(call._replace(**inputs))
             pairs = [(r, g) for r, g in zip(results, grads, strict=False) if g is not None and r.requires_grad]
@@ -67,7 +69,9 @@ def _by_autograd(op: Op, forward: Callable[[Any], tuple[Tensor, ...]]) -> Implem
                 materialize_grads=True,
             )
         if not higher_order:
-            computed = tuple(_in_memory_order(g, op.gradient_like(call, f)) for f, g in zip(fields, computed, strict=True))
+            computed = tuple(
+                _in_memory_order(g, op.gradient_like(call, f)) for f, g in zip(fields, computed, strict=True)
+            )
         by_field = dict(zip(fields, computed, strict=True))
         return tuple(by_field.get(name) for name in op.differentiable)
 

@@ -37,7 +37,8 @@ def scaled_dot_product_attention(
     Args:
         query: (..., H, L, E), key: (..., H or Hkv, S, E), value: (..., H or Hkv, S, Ev); 2 or more dimensions; leading
             dimensions broadcast against each other.
-        attn_mask: bool (True attends) or float (added, gets a gradient), broadcastable to (..., H, L, S). Not together with
+        attn_mask: bool (True attends) or float (added, gets a gradient), broadcastable to (..., H, L, S). Not
+        together with
             is_causal.
         dropout_p: as given, whether or not a model is training.
         is_causal: top-left alignment: query i sees keys j <= i.
@@ -60,11 +61,15 @@ def scaled_dot_product_attention(
     if not isinstance(is_causal, bool):
         raise TypeError(f"is_causal must be a bool, got {type(is_causal).__name__}")
     if attn_mask is not None and is_causal:
-        raise ValueError("attn_mask and is_causal=True were both given; put the causal bound into the mask, or drop one")
+        raise ValueError(
+            "attn_mask and is_causal=True were both given; put the causal bound into the mask, or drop one"
+        )
     if scale is not None:
         scale = check_number("scale", scale)
     if key.shape[-1] != query.shape[-1]:
-        raise ValueError(f"key has last dimension {key.shape[-1]} but query has {query.shape[-1]}; they must be the same")
+        raise ValueError(
+            f"key has last dimension {key.shape[-1]} but query has {query.shape[-1]}; they must be the same"
+        )
     if value.shape[-2] != key.shape[-2]:
         raise ValueError(f"value has {value.shape[-2]} positions but key has {key.shape[-2]}; they must be the same")
     batch, rank = _batch_shape(query, key, value, enable_gqa)
@@ -80,20 +85,22 @@ def scaled_dot_product_attention(
 def _batch_shape(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[tuple[int, ...], int]:
     """The leading dimensions of the output, and the rank of the whole."""
     rank = max(query.dim(), key.dim(), value.dim())
-    leads = [t.shape[:-2] for t in (query, key, value)]
+    leads: list[tuple[int, ...]] = [tuple(t.shape[:-2]) for t in (query, key, value)]
     if enable_gqa:
         if any(len(lead) < 1 for lead in leads):
             raise ValueError("enable_gqa=True needs a head dimension: query, key and value of 3 or more dimensions")
         heads, heads_k, heads_v = (lead[-1] for lead in leads)
         if heads_k != heads_v or heads_k == 0 or heads % heads_k != 0:
-            raise ValueError(f"query has {heads} heads, which must be a multiple of those of key ({heads_k}) and value ({heads_v})")
+            raise ValueError(
+                f"query has {heads} heads, which must be a multiple of those of key ({heads_k}) and value ({heads_v})"
+            )
         leads = [leads[0], (*leads[1][:-1], 1), (*leads[2][:-1], 1)]
     try:
         return tuple(torch.broadcast_shapes(*leads)), rank
     except RuntimeError:
         hint = "" if enable_gqa else "; for fewer key and value heads pass enable_gqa=True"
         raise ValueError(
-            f"key and value of shapes {shape(key)}, {shape(value)} do not broadcast against query's {shape(query)}{hint}"
+            f"key and value of shapes {shape(key)}, {shape(value)} do not broadcast with query's {shape(query)}{hint}"
         ) from None
 
 
@@ -115,6 +122,7 @@ def _merge_mask(mask: Any, batch: tuple[int, ...], rank: int, query: Tensor, key
         return mask
     while mask.dim() < rank:
         mask = mask.unsqueeze(0)
-    if math.prod(mask.shape[:-3]) == 1:
-        return mask.reshape(mask.shape[-3:])
-    return mask.expand(*batch[:-1], *mask.shape[-3:]).reshape(-1, *mask.shape[-3:])
+    if math.prod(mask.shape[:-3]) > 1:
+        mask = mask.expand(*batch[:-1], *mask.shape[-3:])
+    merged: Tensor = mask.reshape(-1, *mask.shape[-3:])
+    return merged

@@ -1,4 +1,5 @@
-"""Argument checks shared by the ops. Each raises one exception that names the argument, what was given and what is accepted."""
+"""Argument checks shared by the ops. Each raises one exception that names the argument, what was given and what is
+accepted."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def check_like(name: str, t: Any, like_name: str, like: Tensor) -> None:
 
 def check_device(name: str, t: Tensor, like_name: str, like: Tensor) -> None:
     if t.device != like.device:
-        raise ValueError(f"{name} is on {t.device} but {like_name} is on {like.device}; they must be on the same device")
+        raise ValueError(
+            f"{name} is on {t.device} but {like_name} is on {like.device}; they must be on the same device"
+        )
 
 
 def check_number(name: str, value: Any) -> float:
@@ -49,19 +52,21 @@ def check_number(name: str, value: Any) -> float:
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not -math.inf < value < math.inf:  # math.isfinite cannot be traced; NaN fails a comparison too
         raise ValueError(f"{name}={value} must be finite")
-    return value if isinstance(value, (float, torch.SymFloat)) else float(value)  # type: ignore[return-value]
+    return value if type(value) in (float, torch.SymFloat) else float(value)  # type: ignore[return-value]
 
 
 def check_probability(name: str, value: Any) -> float:
-    value = check_number(name, value)
-    if not 0.0 <= value <= 1.0:
+    p = check_number(name, value)
+    if not 0.0 <= p <= 1.0:
         raise ValueError(f"{name}={value} must be a probability between 0 and 1")
-    return value
+    return p
 
 
 def check_causal(causal: Any) -> None:
     if causal not in (None, "top_left", "bottom_right"):
-        raise ValueError(f"causal={causal!r} must be None, 'top_left' (SDPA's alignment) or 'bottom_right' (FlashAttention's)")
+        raise ValueError(
+            f"causal={causal!r} must be None, 'top_left' (SDPA's alignment) or 'bottom_right' (FlashAttention's)"
+        )
 
 
 def check_mask(name: str, mask: Any, target: tuple[int, ...], like_name: str, like: Tensor) -> Tensor:
@@ -70,14 +75,16 @@ def check_mask(name: str, mask: Any, target: tuple[int, ...], like_name: str, li
         raise TypeError(f"{name} must be a torch.Tensor, got {type(mask).__name__}")
     if mask.dtype != torch.bool and mask.dtype != torch.float32 and mask.dtype != like.dtype:
         raise TypeError(
-            f"{name} has dtype {mask.dtype}; accepted are bool (True attends), float32, or {like_name}'s dtype {like.dtype} (added)"
+            f"{name} has dtype {mask.dtype}; accepted are bool (True attends), float32, or {like_name}'s dtype "
+            f"{like.dtype} (added)"
         )
     check_device(name, mask, like_name, like)
     if mask.dim() > len(target) or any(m != 1 and m != t for m, t in zip(mask.shape[::-1], target[::-1], strict=False)):
         raise ValueError(f"{name} of shape {shape(mask)} does not broadcast to {tuple(target)}")
-    while mask.dim() < len(target):
-        mask = mask.unsqueeze(0)
-    return mask
+    padded: Tensor = mask
+    while padded.dim() < len(target):
+        padded = padded.unsqueeze(0)
+    return padded
 
 
 def check_lengths(name: str, t: Any, size: int, what: str, like: Tensor) -> None:
@@ -98,5 +105,6 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(
-        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
+        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
     )

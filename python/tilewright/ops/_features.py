@@ -54,11 +54,15 @@ def check_qkv(q: Any, k: Any, v: Any, names: tuple[str, str, str], rank: int, di
 def check_heads(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str], head_axis: int) -> None:
     heads, heads_kv = q.shape[head_axis], k.shape[head_axis]
     if v.shape[head_axis] != heads_kv:
-        raise ValueError(f"{names[2]} has {v.shape[head_axis]} heads but {names[1]} has {heads_kv}; they must be the same")
+        raise ValueError(
+            f"{names[2]} has {v.shape[head_axis]} heads but {names[1]} has {heads_kv}; they must be the same"
+        )
     if heads != heads_kv and (heads_kv == 0 or heads % heads_kv != 0):
         raise ValueError(f"{names[0]} has {heads} heads, which is not a multiple of the {heads_kv} heads of {names[1]}")
     if k.shape[-1] != q.shape[-1]:
-        raise ValueError(f"{names[1]} has head dim {k.shape[-1]} but {names[0]} has {q.shape[-1]}; they must be the same")
+        raise ValueError(
+            f"{names[1]} has head dim {k.shape[-1]} but {names[0]} has {q.shape[-1]}; they must be the same"
+        )
     for name, t in ((names[0], q), (names[2], v)):
         if not 1 <= t.shape[-1] <= MAX_HEAD_DIM:
             raise ValueError(f"{name} has head dim {t.shape[-1]}; accepted are 1 to {MAX_HEAD_DIM}")
@@ -120,10 +124,13 @@ def _check_alibi(slopes: Any, q: Tensor, batch: int, heads: int) -> Tensor:
     check_float_tensor("alibi_slopes", slopes)
     check_device("alibi_slopes", slopes, "q", q)
     if tuple(slopes.shape) not in ((heads,), (batch, heads)):
-        raise ValueError(f"alibi_slopes of shape {shape(slopes)} must be (H,) = ({heads},) or (B, H) = ({batch}, {heads})")
+        raise ValueError(
+            f"alibi_slopes of shape {shape(slopes)} must be (H,) = ({heads},) or (B, H) = ({batch}, {heads})"
+        )
     if slopes.requires_grad:
         raise ValueError("alibi_slopes requires a gradient, which it does not have; pass a float mask, or detach it")
-    return slopes.to(torch.float32).expand(batch, heads)
+    expanded: Tensor = slopes.to(torch.float32).expand(batch, heads)
+    return expanded
 
 
 def _check_sinks(sinks: Any, q: Tensor, heads: int) -> None:

@@ -53,7 +53,8 @@ class Op:
     outputs         names of what a forward returns
     allocate        uninitialised outputs in their documented shape, dtype and memory layout; also the fake kernel
     differentiable  fields with a gradient computed by the backends' backward
-    saved           fields that a backward reads besides the outputs; of the others, an optional one arrives as None and a
+    saved           fields that a backward reads besides the outputs; of the others, an optional one arrives as None
+    and a
                     required one as the first output, which has its shape and dtype
     intermediates   outputs that exist for the backward only
     passes_through  fields whose gradient is the output's gradient itself
@@ -84,7 +85,11 @@ class Op:
         set_(self, "_tensor_indices", tuple(i for i, f in enumerate(fields) if _is_tensor_field(self.call, f)))
         set_(self, "_saved_indices", tuple(fields.index(f) for f in self.saved))
         hints = typing.get_type_hints(self.call)
-        set_(self, "_replaced_indices", tuple(i for i, f in enumerate(fields) if hints[f] is Tensor and f not in self.saved))
+        set_(
+            self,
+            "_replaced_indices",
+            tuple(i for i, f in enumerate(fields) if hints[f] is Tensor and f not in self.saved),
+        )
         set_(self, "_intermediate_indices", tuple(self.outputs.index(o) for o in self.intermediates))
         set_(self, "_passed_indices", tuple(fields.index(f) for f in self.passes_through))
         eager, transformable = _register(self)
@@ -111,13 +116,11 @@ class Op:
             # The context is read when the operator runs, so that compiled code obeys use_backend as well.
             if not self._wants_gradient(call):
                 call = self.without_grad(call)
-            outputs = self._as_tuple(self.operator(*call, backend or ""))
-            return outputs
+            return self._as_tuple(self.operator(*call, backend or ""))
         requested = requested_backend(backend)
         if self._wants_gradient(call):
             # Only what may need a gradient is passed through autograd, which looks at every argument.
-            outputs = self._as_tuple(self._function.apply(call, requested, *[call[i] for i in self._any_gradient]))
-            return outputs
+            return self._as_tuple(self._function.apply(call, requested, *[call[i] for i in self._any_gradient]))
         return self.run_forward(self.without_grad(call), requested)
 
     @property
@@ -146,7 +149,12 @@ class Op:
         return select(self.name, call, requested).forward(call)
 
     def run_backward(
-        self, call: Any, outputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...], wanted: Sequence[bool], requested: str
+        self,
+        call: Any,
+        outputs: tuple[Tensor, ...],
+        grads: tuple[Tensor | None, ...],
+        wanted: Sequence[bool],
+        requested: str,
     ) -> tuple[Tensor | None, ...]:
         backward = select(self.name, call, requested).backward
         assert backward is not None, f"{self.name} is registered as differentiable but its backend has no backward"
@@ -180,7 +188,12 @@ class Op:
         return [*found, *passed]
 
     def _run_backward_anywhere(
-        self, call: Any, outputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...], wanted: Sequence[bool], requested: str
+        self,
+        call: Any,
+        outputs: tuple[Tensor, ...],
+        grads: tuple[Tensor | None, ...],
+        wanted: Sequence[bool],
+        requested: str,
     ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             # create_graph: the reference's gradient can itself be differentiated, a kernel's cannot.
@@ -252,12 +265,14 @@ def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autogra
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
             return (None, None, *op.gradients(ctx, grads, ctx.needs_input_grad[2:]))
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def save_fields(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         op.save(ctx, inputs[:-1], inputs[-1], op._as_tuple(output))
 
     def backward_by_field(ctx: Any, *grads: Tensor | None) -> Any:
         results: list[Tensor | None] = [None] * (n_fields + 1)
-        for i, g in zip(op._any_gradient, op.gradients(ctx, grads, [ctx.needs_input_grad[i] for i in op._any_gradient]), strict=True):
+        for i, g in zip(
+            op._any_gradient, op.gradients(ctx, grads, [ctx.needs_input_grad[i] for i in op._any_gradient]), strict=True
+        ):
             results[i] = g
         return tuple(results)
 
@@ -266,7 +281,9 @@ def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autogra
         def forward(*args: Any) -> Any:
             return op.operator(*args)
 
-    Transformable.setup_context, Transformable.backward = staticmethod(setup_context), staticmethod(backward_by_field)
+        setup_context = staticmethod(save_fields)
+        backward = staticmethod(backward_by_field)
+
     Eager.__name__ = Eager.__qualname__ = Transformable.__name__ = Transformable.__qualname__ = op.name
     if not op.differentiable:
         return Eager, Transformable
@@ -299,6 +316,6 @@ def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autogra
     torch.library.register_fake(f"tilewright::{op.name}_backward", fake_backward, lib=_LIBRARY)
 
     torch.library.register_autograd(
-        f"tilewright::{op.name}", backward_by_field, setup_context=setup_context, lib=_LIBRARY
+        f"tilewright::{op.name}", backward_by_field, setup_context=save_fields, lib=_LIBRARY
     )
     return Eager, Transformable

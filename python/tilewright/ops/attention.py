@@ -37,7 +37,8 @@ class AttentionCall(NamedTuple):
 
 
 def empty_output(q: Tensor, head_dim_v: int) -> Tensor:
-    """(B, H, Sq, Dv) in q's memory order: a transposed (B, S, H, D) input gives an output whose transpose is contiguous."""
+    """(B, H, Sq, Dv) in q's memory order: a transposed (B, S, H, D) input gives an output whose transpose is
+    contiguous."""
     sizes = q.shape[:3]
     strides = q.stride()[:3]
     if strides[0] >= strides[1] >= strides[2] or 0 in strides:  # an expanded dimension has no place in memory
@@ -48,7 +49,8 @@ def empty_output(q: Tensor, head_dim_v: int) -> Tensor:
 
 
 def allocate(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
-    """out, lse, and lse_low, what lse lost when it was rounded, kept for the backward; empty when there will be none."""
+    """out, lse, and lse_low, what lse lost when it was rounded, kept for the backward; empty when there will be
+    none."""
     q = call.q
     lse = torch.empty(q.shape[:3], dtype=accumulator(q.dtype), device=q.device)
     return empty_output(q, call.v.shape[-1]), lse, torch.empty_like(lse) if call.keep_low else lse.new_empty((0, 0, 0))
@@ -63,7 +65,9 @@ def cost(call: AttentionCall) -> Cost:
     seqlen_k, head_dim_v = call.v.shape[-2:]
     kept = batch * heads * pairs(seqlen_q, seqlen_k, call.causal, call.window_left, call.window_right)
     out_bytes = batch * heads * seqlen_q * (head_dim_v * call.q.element_size() + accumulator(call.q.dtype).itemsize)
-    return Cost(2 * kept * (head_dim + head_dim_v), tensor_bytes(call.q, call.k, call.v, call.mask, call.sinks) + out_bytes)
+    return Cost(
+        2 * kept * (head_dim + head_dim_v), tensor_bytes(call.q, call.k, call.v, call.mask, call.sinks) + out_bytes
+    )
 
 
 def prepare(
@@ -95,7 +99,9 @@ def prepare(
         if t.shape[0] != q.shape[0]:
             raise ValueError(f"{name} has batch size {t.shape[0]} but q has {q.shape[0]}; they must be the same")
     if v.shape[2] != k.shape[2]:
-        raise ValueError(f"v has {v.shape[2]} positions but k has {k.shape[2]}; they must be the same ({shape(k)}, {shape(v)})")
+        raise ValueError(
+            f"v has {v.shape[2]} positions but k has {k.shape[2]}; they must be the same ({shape(k)}, {shape(v)})"
+        )
     features = check_features(
         q,
         q.shape[0],
@@ -185,7 +191,7 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-attention.__doc__ = f"""Scaled dot-product attention, ``softmax(scale * q @ k^T + ...) @ v``, without the S x S matrix in memory.
+attention.__doc__ = f"""Scaled dot-product attention, ``softmax(scale * q @ k^T) @ v``, with no S x S matrix in memory.
 
     Dao et al., "FlashAttention" (2022) and "FlashAttention-2" (2023). Grouped-query attention needs no flag: H is a
     multiple of Hkv, and query head h reads key head h // (H / Hkv).
@@ -194,15 +200,18 @@ attention.__doc__ = f"""Scaled dot-product attention, ``softmax(scale * q @ k^T 
 
     Args:
         q: (B, H, Sq, D); float32, float16, bfloat16 or float64. D is 1 to {256}.
-        k: (B, Hkv, Sk, D), v: (B, Hkv, Sk, Dv); q's dtype and device. Any strides; only a strided last dimension is copied.
+        k: (B, Hkv, Sk, D), v: (B, Hkv, Sk, Dv); q's dtype and device. Any strides; only a strided last dimension is
+        copied.
         {OPTIONS_DOC.format(mask_shape="(B, H, Sq, Sk)").strip()}
-        dropout_p: probability of dropping each attention weight; the mask comes from torch's generator (torch.manual_seed).
+        dropout_p: probability of dropping each attention weight; the mask comes from torch's generator
+        (torch.manual_seed).
         layout: "bhsd", or "bshd" when q, k, v and the output are (B, S, H, D). The mask stays (B, H, Sq, Sk).
         return_lse: also return the log of the softmax denominators; it is differentiable.
         deterministic: gradients are bitwise equal over reruns, also on backends where that costs speed.
 
     Returns:
-        out (B, H, Sq, Dv), in q's memory order; with return_lse also lse (B, H, Sq), float32 (float64 for float64 inputs),
+        out (B, H, Sq, Dv), in q's memory order; with return_lse also lse (B, H, Sq), float32 (float64 for float64
+        inputs),
         -inf for a query with nothing to attend to.
 
     Raises:

@@ -84,11 +84,14 @@ def prepare(
     features, hidden = x.shape[-1], w_out.shape[1]
     inner = 2 * hidden if activation in GATED else hidden
     if w_in.shape[1] != features:
-        raise ValueError(f"w_in has shape {shape(w_in)} but x has {features} features; it must be (F or 2F, {features})")
+        raise ValueError(
+            f"w_in has shape {shape(w_in)} but x has {features} features; it must be (F or 2F, {features})"
+        )
     if w_in.shape[0] != inner:
         rows = f"2F = {inner} rows, gate and up" if activation in GATED else f"F = {inner} rows"
         raise ValueError(
-            f"w_in has shape {shape(w_in)} and w_out {shape(w_out)}, (E, F); with activation={activation!r} w_in must have {rows}"
+            f"w_in has shape {shape(w_in)} and w_out {shape(w_out)}, (E, F); with activation={activation!r} "
+            f"w_in must have {rows}"
         )
     _check_bias("b_in", b_in, inner, x)
     _check_bias("b_out", b_out, w_out.shape[0], x)
@@ -149,14 +152,17 @@ def ffn(
 
     Args:
         x: (..., C); float32, float16, bfloat16 or float64.
-        w_in: (F, C), as F.linear takes it; for gated activations (2F, C): the gate's rows, then the up projection's. Any
+        w_in: (F, C), as F.linear takes it; for gated activations (2F, C): the gate's rows, then the up projection's.
+        Any
             strides: a checkpoint's transposed weight goes in as ``w.t()``.
         w_out: (E, F); E is usually C.
         b_in: (F,) or (2F,); b_out: (E,).
-        activation: "relu", "relu2" (relu squared), "gelu" (exact), "gelu_tanh", "silu"; or gated, act(gate) * up: "reglu",
+        activation: "relu", "relu2" (relu squared), "gelu" (exact), "gelu_tanh", "silu"; or gated, act(gate) * up:
+        "reglu",
             "geglu", "geglu_tanh", "swiglu".
         residual: (..., E), added to the output.
-        dropout_p: probability of dropping each element before the residual is added; the mask comes from torch's generator.
+        dropout_p: probability of dropping each element before the residual is added; the mask comes from torch's
+        generator.
         recompute: keep only x for the backward, and compute the activation's input again there: less memory, one more
             matrix product.
         backend: "cuda", "triton", "cpu" or "reference"; never falls back. None: use_backend's choice, or automatic.

@@ -43,7 +43,9 @@ def capacity(call: KvcacheAttentionCall) -> int:
 
 def allocate(call: KvcacheAttentionCall) -> tuple[Tensor, Tensor]:
     q = call.q
-    return empty_output(q, call.v_cache.shape[-1]), torch.empty(q.shape[:3], dtype=accumulator(q.dtype), device=q.device)
+    return empty_output(q, call.v_cache.shape[-1]), torch.empty(
+        q.shape[:3], dtype=accumulator(q.dtype), device=q.device
+    )
 
 
 def cost(call: KvcacheAttentionCall) -> Cost:
@@ -76,19 +78,27 @@ def check_values(call: KvcacheAttentionCall) -> None:
             used = row[: -(-(n + appended) // page_size)]
             bad = next((page for page in used if not 0 <= page < num_pages), None)
             if bad is not None:
-                raise ValueError(f"block_table[{b}] names page {bad}, out of range: k_cache has pages 0 to {num_pages - 1}")
+                raise ValueError(
+                    f"block_table[{b}] names page {bad}, out of range: k_cache has pages 0 to {num_pages - 1}"
+                )
 
 
 def _canonical_cache(cache: Tensor, name: str, layout: str) -> Tensor:
     cache = cache if layout == "bhsd" else cache.transpose(1, 2)
     if cache.stride(-1) != 1 and cache.shape[-1] != 1:
-        raise ValueError(f"{name} has strides {cache.stride()}; its last dimension must be contiguous, as it is updated in place")
+        raise ValueError(
+            f"{name} has strides {cache.stride()}; its last dimension must be contiguous, as it is updated in place"
+        )
     return cache
 
 
-def _check_new(k: Any, v: Any, q: Tensor, k_cache: Tensor, v_cache: Tensor, layout: str) -> tuple[Tensor | None, Tensor | None]:
+def _check_new(
+    k: Any, v: Any, q: Tensor, k_cache: Tensor, v_cache: Tensor, layout: str
+) -> tuple[Tensor | None, Tensor | None]:
     if (k is None) != (v is None):
-        raise ValueError(f"{'k' if k is None else 'v'} is None but the other is not; give both new keys and values, or neither")
+        raise ValueError(
+            f"{'k' if k is None else 'v'} is None but the other is not; give both new keys and values, or neither"
+        )
     if k is None:
         return None, None
     new = []
@@ -107,7 +117,9 @@ def _check_new(k: Any, v: Any, q: Tensor, k_cache: Tensor, v_cache: Tensor, layo
 def _check_cache_seqlens(cache_seqlens: Any, batch: int, limit: int, appended: int, q: Tensor) -> Tensor:
     if cache_seqlens is None:
         if appended:
-            raise ValueError("cache_seqlens is None, a full cache, but k and v are to be appended; give the present lengths")
+            raise ValueError(
+                "cache_seqlens is None, a full cache, but k and v are to be appended; give the present lengths"
+            )
         cache_seqlens = limit
     if isinstance(cache_seqlens, int) and not isinstance(cache_seqlens, bool):
         return torch.full((batch,), cache_seqlens, dtype=torch.int32, device=q.device)
@@ -141,7 +153,15 @@ def prepare(
     q, k, v = autocast(q, k, v)
     names = ("q", "k_cache", "v_cache")
     check_qkv(q, k_cache, v_cache, names, 4, "(B, H, S, D)" if layout == "bhsd" else "(B, S, H, D)")
-    for name, t in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache), ("k", k), ("v", v), ("sinks", sinks), ("mask", mask)):
+    for name, t in (
+        ("q", q),
+        ("k_cache", k_cache),
+        ("v_cache", v_cache),
+        ("k", k),
+        ("v", v),
+        ("sinks", sinks),
+        ("mask", mask),
+    ):
         if torch.is_grad_enabled() and isinstance(t, Tensor) and t.requires_grad:
             raise ValueError(
                 f"{name} requires a gradient, which kvcache_attention does not have: call it under torch.no_grad(), "
@@ -151,7 +171,9 @@ def prepare(
     k_cache, v_cache = _canonical_cache(k_cache, "k_cache", layout), _canonical_cache(v_cache, "v_cache", layout)
     check_heads(q, k_cache, v_cache, names, 1)
     if v_cache.shape[0] != k_cache.shape[0] or v_cache.shape[2] != k_cache.shape[2]:
-        raise ValueError(f"v_cache of shape {shape(v_cache)} and k_cache of shape {shape(k_cache)} must differ in head dim only")
+        raise ValueError(
+            f"v_cache of shape {shape(v_cache)} and k_cache of shape {shape(k_cache)} must differ in head dim only"
+        )
     batch = q.shape[0]
     if block_table is None:
         if k_cache.shape[0] != batch:
@@ -280,7 +302,8 @@ kvcache_attention.__doc__ = f"""Attention of a few new queries over a key/value 
         k, v: new (B, Hkv, Snew, D) and (B, Hkv, Snew, Dv), or None.
         cache_seqlens: (B,) int32, or an int for all: how many positions are filled before k and v are added. None: all.
         block_table: (B, max_pages) int32; position j of sequence b lies in page block_table[b, j // page_size].
-        num_splits: parts into which the key range is split and worked on side by side; 0 chooses. A fixed number makes a
+        num_splits: parts into which the key range is split and worked on side by side; 0 chooses. A fixed number
+        makes a
             sequence's result independent of the batch it is in.
         {OPTIONS_DOC.format(mask_shape="(B, H, Sq, capacity of the cache)").strip()}
         layout: "bhsd", or "bshd" when q, k, v, the output and the caches have positions before heads.
@@ -290,6 +313,6 @@ kvcache_attention.__doc__ = f"""Attention of a few new queries over a key/value 
         out (B, H, Sq, Dv); with return_lse also lse (B, H, Sq), float32 (float64 for float64 inputs).
 
     Raises:
-        TypeError, ValueError: an argument is wrong; the message names it. Lengths and page numbers are checked on the CPU.
+        TypeError, ValueError: an argument is wrong; the message names it. Lengths and pages are checked on the CPU.
         BackendError: the requested backend cannot serve the call.
     """

@@ -57,7 +57,9 @@ def prepare(x: Any, dim: Any, *, scale: Any, mask: Any, causal: Any) -> SoftmaxC
     if causal is not None:
         check_causal(causal)
         if x.dim() < 2 or dim != x.dim() - 1:
-            raise ValueError(f"causal={causal!r} needs x of two or more dimensions and dim=-1, got shape {shape(x)} and dim={dim}")
+            raise ValueError(
+                f"causal={causal!r} needs x of two or more dimensions and dim=-1, got shape {shape(x)} and dim={dim}"
+            )
     return SoftmaxCall(x, mask, dim, scale, causal)
 
 
@@ -86,9 +88,11 @@ _DOC = """{title} of ``scale * x + mask`` along ``dim``, in one pass over memory
         x: any shape of up to 8 dimensions and any strides; float32, float16, bfloat16 or float64.
         dim: the dimension that is normalised.
         scale: factor on x.
-        mask: bool (True keeps) or float (added; gets a gradient; -inf excludes), broadcastable to x's shape. A float mask
+        mask: bool (True keeps) or float (added; gets a gradient; -inf excludes), broadcastable to x's shape. A float
+        mask
             is float32 or has x's dtype.
-        causal: None, "top_left" (column j of row i is kept when j <= i) or "bottom_right" (j <= i + columns - rows), over the
+        causal: None, "top_left" (column j of row i is kept when j <= i) or "bottom_right" (j <= i + columns - rows),
+        over the
             last two dimensions; needs dim=-1.
         backend: "cuda", "triton", "cpu" or "reference"; never falls back. None: use_backend's choice, or automatic.
 
@@ -125,7 +129,10 @@ def log_softmax(
     return LOG_OP(prepare(x, dim, scale=scale, mask=mask, causal=causal), backend)[0]
 
 
-softmax.__doc__ = _DOC.format(title="Softmax", empty="A row that the mask excludes entirely gives 0, with zero gradients; never NaN.")
+softmax.__doc__ = _DOC.format(
+    title="Softmax", empty="A row that the mask excludes entirely gives 0, with zero gradients; never NaN."
+)
 log_softmax.__doc__ = _DOC.format(
-    title="Log-softmax", empty="Excluded entries are -inf with zero gradients, also when the mask excludes a whole row; never NaN."
+    title="Log-softmax",
+    empty="Excluded entries are -inf with zero gradients, also when the mask excludes a whole row; never NaN.",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -51,21 +52,28 @@ def cost(call: VarlenAttentionCall) -> Cost:
     heads, head_dim, head_dim_v = call.q.shape[1], call.q.shape[2], call.v.shape[2]
     lengths_q, lengths_k = call.cu_seqlens_q.diff().tolist(), call.cu_seqlens_k.diff().tolist()
     kept = sum(
-        pairs(nq, nk, call.causal, call.window_left, call.window_right) for nq, nk in zip(lengths_q, lengths_k, strict=True)
+        pairs(nq, nk, call.causal, call.window_left, call.window_right)
+        for nq, nk in zip(lengths_q, lengths_k, strict=True)
     )
     out, lse = call.q.shape[0] * heads * head_dim_v * call.q.element_size(), 4 * heads * call.q.shape[0]
-    moved = tensor_bytes(call.q, call.k, call.v, call.mask, call.sinks, call.cu_seqlens_q, call.cu_seqlens_k) + out + lse
+    moved = (
+        tensor_bytes(call.q, call.k, call.v, call.mask, call.sinks, call.cu_seqlens_q, call.cu_seqlens_k) + out + lse
+    )
     return Cost(2 * heads * kept * (head_dim + head_dim_v), moved)
 
 
 def check_cu_seqlens(name: str, cu_seqlens: Tensor, total: int, longest: int, longest_name: str, packed: str) -> None:
     """The contents of cu_seqlens: from 0 to ``total``, never falling, no sequence longer than ``longest``."""
     bounds = cu_seqlens.tolist()
-    lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    lengths = [b - a for a, b in itertools.pairwise(bounds)]
     if bounds[0] != 0 or bounds[-1] != total:
-        raise ValueError(f"{name} runs from {bounds[0]} to {bounds[-1]}; it must run from 0 to {total}, the rows of {packed}")
+        raise ValueError(
+            f"{name} runs from {bounds[0]} to {bounds[-1]}; it must run from 0 to {total}, the rows of {packed}"
+        )
     if min(lengths, default=0) < 0:
-        raise ValueError(f"{name} falls at position {next(i for i, n in enumerate(lengths) if n < 0)}; it must not decrease")
+        raise ValueError(
+            f"{name} falls at position {next(i for i, n in enumerate(lengths) if n < 0)}; it must not decrease"
+        )
     if max(lengths, default=0) > longest:
         raise ValueError(f"{longest_name}={longest} but {name} holds a sequence of length {max(lengths)}")
 
@@ -102,7 +110,9 @@ def prepare(
     check_qkv(q, k, v, names, 3, "(total, H, D)")
     check_heads(q, k, v, names, 1)
     if v.shape[0] != k.shape[0]:
-        raise ValueError(f"v has {v.shape[0]} rows but k has {k.shape[0]}; they must be the same ({shape(k)}, {shape(v)})")
+        raise ValueError(
+            f"v has {v.shape[0]} rows but k has {k.shape[0]}; they must be the same ({shape(k)}, {shape(v)})"
+        )
     if not isinstance(cu_seqlens_q, Tensor) or cu_seqlens_q.dim() != 1 or cu_seqlens_q.shape[0] < 1:
         given = shape(cu_seqlens_q) if isinstance(cu_seqlens_q, Tensor) else type(cu_seqlens_q).__name__
         raise TypeError(f"cu_seqlens_q must be an int32 torch.Tensor of shape (B + 1,), got {given}")
@@ -222,13 +232,14 @@ varlen_attention.__doc__ = f"""Attention over B sequences of different lengths, 
         cu_seqlens_q, cu_seqlens_k: (B + 1,) int32, from 0 to total_q and total_k, never falling.
         max_seqlen_q, max_seqlen_k: at least the longest sequence.
         {OPTIONS_DOC.format(mask_shape="(B, H, max_seqlen_q, max_seqlen_k)").strip()}
-        dropout_p: probability of dropping each attention weight; the mask comes from torch's generator (torch.manual_seed).
+        dropout_p: probability of dropping each attention weight; the mask comes from torch's generator
+        (torch.manual_seed).
         return_lse, deterministic: as in :func:`attention`.
 
     Returns:
         out (total_q, H, Dv); with return_lse also lse (H, total_q), float32 (float64 for float64 inputs).
 
     Raises:
-        TypeError, ValueError: an argument is wrong; the message names it. Contents of cu_seqlens are checked on the CPU.
+        TypeError, ValueError: an argument is wrong; the message names it. What cu_seqlens hold is checked on the CPU.
         BackendError: the requested backend cannot serve the call.
     """

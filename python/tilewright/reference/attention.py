@@ -1,7 +1,7 @@
 """Attention, as it is defined: the S x S matrix and all. Any floating dtype, differentiable to any order.
 
-    s = scale * q k^T;  s = softcap tanh(s / softcap);  s += alibi + mask;  excluded pairs are -inf
-    p = exp(s - lse),  lse = log(sum exp(s) + exp(sink));  out = dropout(p) v
+s = scale * q k^T;  s = softcap tanh(s / softcap);  s += alibi + mask;  excluded pairs are -inf
+p = exp(s - lse),  lse = log(sum exp(s) + exp(sink));  out = dropout(p) v
 """
 
 from __future__ import annotations

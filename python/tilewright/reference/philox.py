@@ -17,7 +17,8 @@ def _round(c: list[Tensor], k0: Tensor, k1: Tensor) -> list[Tensor]:
 
 
 def philox(seed: Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10 (Salmon et al., SC 2011). ``seed`` int64 scalar; counters int64 holding 32-bit values, broadcast."""
+    """Philox4x32-10 (Salmon et al., SC 2011). ``seed`` int64 scalar; counters int64 holding 32-bit values,
+    broadcast."""
     c = list(torch.broadcast_tensors(*counter))
     k0, k1 = seed & _M32, (seed >> 32) & _M32
     for _ in range(10):

@@ -12,7 +12,8 @@ from ..ops.softmax import SoftmaxCall, causal_shift
 
 
 def _exponents(call: SoftmaxCall, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """scale * x + mask with excluded entries at -inf, less the row's maximum; and the row's sum of exponentials, at least 0."""
+    """scale * x + mask with excluded entries at -inf, less the row's maximum; and the row's sum of exponentials, at
+    least 0."""
     s = call.x.to(dtype) * call.scale
     if call.causal is not None:
         rows, columns = call.x.shape[-2:]
@@ -35,7 +36,11 @@ def _like_input(y: Tensor, x: Tensor) -> Tensor:
 
 
 def _squeeze_scalar(call: SoftmaxCall) -> SoftmaxCall:
-    return call._replace(x=call.x[None], mask=None if call.mask is None else call.mask[None]) if call.x.dim() == 0 else call
+    return (
+        call._replace(x=call.x[None], mask=None if call.mask is None else call.mask[None])
+        if call.x.dim() == 0
+        else call
+    )
 
 
 def forward(call: SoftmaxCall, compute_dtype: torch.dtype | None = None) -> tuple[Tensor]:
@@ -55,7 +60,8 @@ def log_forward(call: SoftmaxCall, compute_dtype: torch.dtype | None = None) -> 
 def _backward(
     call: SoftmaxCall, y: Tensor, dy: Tensor, wanted: Sequence[bool], log: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """softmax: ds = y (dy - sum(y dy)); log_softmax: ds = dy - exp(y) sum(dy), over the entries that are not excluded."""
+    """softmax: ds = y (dy - sum(y dy)); log_softmax: ds = dy - exp(y) sum(dy), over the entries that are not
+    excluded."""
     dtype = accumulator(y.dtype)
     g, out = dy.to(dtype), y.to(dtype)
     if log:
