@@ -66,6 +66,21 @@ struct KeyRows {
     if (pages == nullptr) return base + j * row_bytes;
     return base + pages[j / page_size] * page_bytes + j % page_size * row_bytes;
   }
+  // rows[i] = row(begin + i), with one division for all.
+  void rows(int64_t begin, int64_t count, char** rows) const {
+    if (pages == nullptr) {
+      for (int64_t i = 0; i < count; ++i) rows[i] = base + (begin + i) * row_bytes;
+      return;
+    }
+    int64_t page = begin / page_size, within = begin % page_size;
+    for (int64_t i = 0; i < count; ++i) {
+      rows[i] = base + pages[page] * page_bytes + within * row_bytes;
+      if (++within == page_size) {
+        within = 0;
+        ++page;
+      }
+    }
+  }
 };
 
 inline KeyRows key_rows(const AttentionParams& p, const View4& view, const Sequence& s, int64_t kv_head) {

@@ -10,9 +10,11 @@
 //   O^T = alpha O^T + V^T P^T
 //
 // Tiles outside every row's interval are never visited. With few queries and many keys the key range is split as well,
-// and the parts are merged by their log-sums ("Flash-Decoding", Dao et al. 2023).
+// and the parts are merged by their log-sums ("Flash-Decoding", Dao et al. 2023). A few rows alone, as in decoding,
+// take another route through the tile (attention_decode.h).
 #include "attention_forward.h"
 
+#include "attention_decode.h"
 #include "isa.h"
 #include "parallel.h"
 
@@ -42,18 +44,15 @@ struct Plan {
 
 template <class A>
 struct Workspace {
-  A *keys, *values, *scores, *mask, *alpha, *queries, *states;
-  uint32_t* bits;
+  A *keys, *values, *queries, *states;
   Strip<A>* strip;
+  ScoreBuffers<A> scores;
+  DecodeBuffers<A> decode;
 
-  Workspace(const AttentionParams& p, int64_t block, Carver& carver) {
+  Workspace(const AttentionParams& p, int64_t block, Carver& carver) : scores(p, kKeyTile, carver), decode(p, carver) {
     constexpr int lanes = kStripLanes<A>;
     keys = carver.take<A>(kKeyTile * p.head_dim);
     values = carver.take<A>(kKeyTile * p.head_dim_v);
-    scores = carver.take<A>(kKeyTile * lanes);
-    alpha = carver.take<A>(lanes);
-    mask = carver.take<A>(p.mask.data != nullptr ? kKeyTile * lanes : 0);
-    bits = carver.take<uint32_t>(p.dropout_p > 0 ? kKeyTile * lanes : 0);
     queries = carver.take<A>(block * p.head_dim * lanes);
     states = carver.take<A>(block * (p.head_dim_v + 2) * lanes);
     strip = carver.take<Strip<A>>(block);
@@ -69,19 +68,11 @@ StripState<A> state_at(A* memory, int64_t head_dim_v, bool started) {
 // One strip over keys [key, key + n) of the tile that `k` and `v` hold from key `tile` on.
 template <class A>
 void attend_tile(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, const A* queries, RowTile<A> k,
-                 RowTile<A> v, int64_t tile, int64_t key, int64_t n, Workspace<A>& w, StripState<A>* state) {
-  constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
+                 RowTile<A> v, int64_t tile, int64_t key, int64_t n, const ScoreBuffers<A>& w, StripState<A>* state) {
+  constexpr int lanes = kStripLanes<A>;
   gemm<A, false>(n, strip.vectors, p.head_dim, k.data + (key - tile) * k.stride, k.stride, queries, lanes, w.scores,
                  lanes, {});
-  if (p.mask.data != nullptr) load_mask(p, s, strip, key, n, w.mask);
-  finish_scores<A>(p, strip, key, n, w.scores, lanes, p.mask.data != nullptr ? w.mask : nullptr, nullptr);
-  softmax_tile<A>(p, strip.vectors, w.scores, n, state, w.alpha);
-  if (p.dropout_p > 0) {
-    // The scale 1 / (1 - p) is applied once, with the sum, at the end.
-    const uint32_t threshold = dropout_threshold(p.dropout_p);
-    dropout_bits(p, s, strip, key, n, w.bits);
-    for (int64_t j = 0; j < n * lanes; j += L) store(w.scores + j, kept(w.bits + j, threshold, load(w.scores + j)));
-  }
+  weigh_scores(p, s, strip, key, n, w, state);
   gemm<A, true>(p.head_dim_v, strip.vectors, n, v.data + (key - tile) * v.stride, v.stride, w.scores, lanes, state->out,
                 lanes, {state->started, w.alpha});
   state->started = true;
@@ -171,7 +162,9 @@ void attend_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group
   }
 
   const KeyRows k = key_rows(p, p.k, s, group.kv), v = key_rows(p, p.v, s, group.kv);
-  for (int64_t tile = begin / kKeyTile * kKeyTile; tile < end; tile += kKeyTile) {
+  const bool decode = rows <= kDecodeRows;
+  if (decode) decode_strip(p, s, w.strip[0], k, v, begin / 4 * 4, end, w.scores, w.decode, &states[0]);
+  for (int64_t tile = begin / kKeyTile * kKeyTile; tile < end && !decode; tile += kKeyTile) {
     const int64_t lo = tile > begin ? tile : begin, hi = tile + kKeyTile < end ? tile + kKeyTile : end;
     // Started at a multiple of 4 so that a Philox counter's four keys stay together.
     const int64_t base = lo / 4 * 4;
@@ -182,7 +175,7 @@ void attend_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group
       const int64_t from = (strip.first_key > base ? strip.first_key : base) / 4 * 4;
       const int64_t to = strip.last_key < hi ? strip.last_key : hi;
       if (from >= to) continue;
-      attend_tile(p, s, strip, w.queries + i * p.head_dim * lanes, kt, vt, base, from, to - from, w, &states[i]);
+      attend_tile(p, s, strip, w.queries + i * p.head_dim * lanes, kt, vt, base, from, to - from, w.scores, &states[i]);
     }
   }
 

@@ -109,6 +109,39 @@ inline void softmax_tile(const AttentionParams& p, int vectors, A* s, int64_t n,
   vectors == 1 ? softmax_tile<A, 1, false>(s, n, state, alpha) : softmax_tile<A, 2, false>(s, n, state, alpha);
 }
 
+// Room for one strip's tile of scores and what is done to it.
+template <class A>
+struct ScoreBuffers {
+  A *scores, *alpha, *mask;
+  uint32_t* bits;
+  ScoreBuffers(const AttentionParams& p, int64_t keys, Carver& carver) {
+    constexpr int lanes = kStripLanes<A>;
+    scores = carver.take<A>(keys * lanes);
+    alpha = carver.take<A>(lanes);
+    mask = carver.take<A>(p.mask.data != nullptr ? keys * lanes : 0);
+    bits = carver.take<uint32_t>(p.dropout_p > 0 ? keys * lanes : 0);
+  }
+};
+
+// scores [n][lanes] turn from scale * q . k of keys [key, key + n) into what multiplies V.
+template <class A>
+void weigh_scores(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, int64_t key, int64_t n,
+                  const ScoreBuffers<A>& w, StripState<A>* state) {
+  constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
+  if (p.mask.data != nullptr) load_mask(p, s, strip, key, n, w.mask);
+  finish_scores<A>(p, strip, key, n, w.scores, lanes, p.mask.data != nullptr ? w.mask : nullptr, nullptr);
+  softmax_tile<A>(p, strip.vectors, w.scores, n, state, w.alpha);
+  if (p.dropout_p <= 0) return;
+  // The scale 1 / (1 - p) is applied once, with the sum, at the end.
+  const uint32_t threshold = dropout_threshold(p.dropout_p);
+  dropout_bits(p, s, strip, key, n, w.bits);
+  for (int64_t j = 0; j < n; ++j)
+    for (int base = 0; base < strip.vectors * L; base += L) {
+      A* x = w.scores + j * lanes + base;
+      store(x, kept(w.bits + j * lanes + base, threshold, load(x)));
+    }
+}
+
 // A row's softmax denominator, exp(max) * sum, with the head's sink in it.
 struct Denominator {
   double max;    // a natural logarithm

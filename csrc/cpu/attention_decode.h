@@ -1,0 +1,128 @@
+// A few query rows against many keys, as in decoding: bound by reading K and V once.
+//
+// With lanes for query rows most of a vector would be idle, so here the lanes run along the head dimension, for Q K^T
+// and for P V; only the scores in between are laid out as everywhere else, so that masks and softmax are shared. Rows
+// of K and V are read in memory order, in place when they hold A and fill whole vectors, and serve all heads of the
+// group.
+#pragma once
+
+#include "attention_softmax.h"
+
+namespace tilewright {
+namespace TW_ISA {
+
+constexpr int kDecodeRows = 8;
+constexpr int64_t kDecodeTile = 64;  // keys: V's tile is still in L1 or L2 for the second row
+// The hardware's own prefetching loses its way between the rows that are read side by side: +10% bandwidth on a Zen 3
+// core with 8 to 32 rows alike.
+constexpr int64_t kPrefetchRows = 32;
+constexpr int kDecodeVectors = 8;  // of O held in registers: a row of 64 floats under AVX2
+
+template <class A>
+struct DecodeBuffers {
+  A *queries, *keys, *values, *out;
+  DecodeBuffers(const AttentionParams& p, Carver& carver) {
+    constexpr int L = Simd<A>::lanes;
+    const int64_t width = round_up(p.head_dim, L), width_v = round_up(p.head_dim_v, L);
+    queries = carver.take<A>(kDecodeRows * width);
+    keys = carver.take<A>(L * width);
+    values = carver.take<A>(kDecodeTile * width_v);
+    out = carver.take<A>(kDecodeRows * width_v);
+  }
+};
+
+// The rows as A, whole vectors long: rows[i] stays, or is widened into buffer [count][width] and replaced.
+template <class A>
+void decode_rows(DType dtype, const KeyRows& source, int64_t begin, int64_t count, int64_t dim, A* buffer,
+                 const A** rows) {
+  constexpr int L = Simd<A>::lanes;
+  char* raw[kDecodeTile];
+  source.rows(begin, count, raw);
+  const bool in_place = size_of(dtype) == static_cast<int64_t>(sizeof(A)) && dim % L == 0;
+  const int64_t width = round_up(dim, L);
+  const uintptr_t ahead = static_cast<uintptr_t>(kPrefetchRows * source.row_bytes);
+  for (int64_t i = 0; i < count; ++i) {
+    if (source.pages == nullptr)
+      for (int64_t d = 0; d < dim * size_of(dtype); d += 64)
+        __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(raw[i]) + ahead + d));
+    if (!in_place) widen_row<A>(dtype, raw[i], dim, width, buffer + i * width);
+    rows[i] = in_place ? reinterpret_cast<const A*>(raw[i]) : buffer + i * width;
+  }
+}
+
+// scores[j * lanes] = q . k_j for L keys at once: their L accumulators are summed across by a transposition.
+template <class A>
+TW_INLINE void decode_dots(const A* q, const A* const* k, int64_t width, int count, A* scores) {
+  constexpr int L = Simd<A>::lanes;
+  Vec<A> sum[L];
+  for (int j = 0; j < L; ++j) sum[j] = Vec<A>{};
+  for (int64_t d = 0; d < width; d += L) {
+    const Vec<A> x = load(q + d);
+    for (int j = 0; j < L; ++j) sum[j] += x * load(k[j] + d);
+  }
+  transpose<A>(sum);
+  for (int step = L / 2; step > 0; step /= 2)
+    for (int j = 0; j < step; ++j) sum[j] += sum[j + step];
+  for (int j = 0; j < count; ++j) scores[j * kStripLanes<A>] = sum[0][j];
+}
+
+// out [VECTORS vectors] = alpha * out + sum over keys of weights[j * lanes] * v_j.
+template <class A, int VECTORS>
+TW_INLINE void decode_sum(const A* weights, const A* const* v, int64_t offset, int64_t count, bool keep, A alpha,
+                          A* out) {
+  constexpr int L = Simd<A>::lanes;
+  Vec<A> sum[VECTORS];
+  for (int i = 0; i < VECTORS; ++i) sum[i] = keep ? load(out + offset + i * L) * alpha : Vec<A>{};
+  for (int64_t j = 0; j < count; ++j) {
+    const A weight = weights[j * kStripLanes<A>];
+    for (int i = 0; i < VECTORS; ++i) sum[i] += weight * load(v[j] + offset + i * L);
+  }
+  for (int i = 0; i < VECTORS; ++i) store(out + offset + i * L, sum[i]);
+}
+
+// The strip (at most kDecodeRows rows) over keys [begin, end); begin is a multiple of 4.
+template <class A>
+void decode_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, const KeyRows& keys,
+                  const KeyRows& values, int64_t begin, int64_t end, const ScoreBuffers<A>& w,
+                  const DecodeBuffers<A>& buffers, StripState<A>* state) {
+  constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
+  const int64_t width = round_up(p.head_dim, L), width_v = round_up(p.head_dim_v, L);
+  const A scale = static_cast<A>(score_scale<A>(p));
+  for (int r = 0; r < strip.count; ++r) {
+    A* q = buffers.queries + r * width;
+    widen_row<A>(p.dtype, query_row(p, p.q, s, strip.head[r], strip.row[r]), p.head_dim, width, q);
+    for (int64_t d = 0; d < width; d += L) store(q + d, load(q + d) * scale);
+  }
+  for (int64_t key = begin; key < end; key += kDecodeTile) {
+    const int64_t n = key + kDecodeTile < end ? kDecodeTile : end - key;
+    // Lanes without a row are computed along with the others; they must hold numbers.
+    std::memset(w.scores, 0, static_cast<size_t>(n * lanes) * sizeof(A));
+    for (int64_t j = 0; j < n; j += L) {
+      const int count = static_cast<int>(n - j < L ? n - j : L);
+      const A* k[L];
+      decode_rows(p.dtype, keys, key + j, count, p.head_dim, buffers.keys, k);
+      for (int i = count; i < L; ++i) k[i] = k[0];
+      for (int r = 0; r < strip.count; ++r)
+        decode_dots<A>(buffers.queries + r * width, k, width, count, w.scores + j * lanes + r);
+    }
+    weigh_scores(p, s, strip, key, n, w, state);
+    const A* v[kDecodeTile];
+    decode_rows(p.dtype, values, key, n, p.head_dim_v, buffers.values, v);
+    for (int r = 0; r < strip.count; ++r) {
+      A* out = buffers.out + r * width_v;
+      int64_t d = 0;
+      for (; d + kDecodeVectors * L <= width_v; d += kDecodeVectors * L)
+        decode_sum<A, kDecodeVectors>(w.scores + r, v, d, n, state->started, w.alpha[r], out);
+      for (; d + 2 * L <= width_v; d += 2 * L) decode_sum<A, 2>(w.scores + r, v, d, n, state->started, w.alpha[r], out);
+      if (d < width_v) decode_sum<A, 1>(w.scores + r, v, d, n, state->started, w.alpha[r], out);
+    }
+    state->started = true;
+  }
+  if (!state->started) return;
+  const char* out[kDecodeRows];
+  for (int r = 0; r < strip.count; ++r) out[r] = reinterpret_cast<const char*>(buffers.out + r * width_v);
+  pack_strip<A>(sizeof(A) == 8 ? DType::kFloat64 : DType::kFloat32, out, strip.count, p.head_dim_v, A{1}, state->out);
+}
+
+}  // namespace TW_ISA
+}  // namespace tilewright
