@@ -248,10 +248,11 @@ int64_t choose_splits(const Plan<A>& plan, int64_t asked) {
 template <class A>
 Status attend_as(const AttentionParams& p, int64_t asked_splits) {
   constexpr int lanes = kStripLanes<A>;
+  const int64_t groups = p.batch * p.heads_kv;
+  if (groups == 0) return Status::kOk;
   Plan<A> plan{p, p.seqlen_q * (p.heads / p.heads_kv), 0, 1, 0, 1, nullptr};
   plan.strips = (plan.group_rows + lanes - 1) / lanes;
-  const int64_t groups = p.batch * p.heads_kv;
-  if (groups == 0 || plan.strips == 0) return Status::kOk;
+  if (plan.strips == 0) return Status::kOk;
   plan.splits = choose_splits(plan, asked_splits);
   const int threads = p.num_threads < 1 ? 1 : p.num_threads;
   // Balanced blocks, as large as the cache and the thread count allow. No result depends on the choice.
