@@ -66,13 +66,13 @@ class Settings:
 
     def lr_at(self, step: int, elapsed_s: float = 0.0) -> float:
         """Learning rate of step ``step`` (from 0)."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        progress = max(0, step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         if self.time_limit_s is not None:
+            # Also while warming up: a run cut short on a slow machine still ends with the rate decayed.
             progress = max(progress, elapsed_s / self.time_limit_s)
         cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-        return self.lr * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * cosine)
+        return self.lr * warmup * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * cosine)
 
 
 @dataclass
