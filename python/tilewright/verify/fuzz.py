@@ -20,7 +20,12 @@ def fuzz_case(
     """The random case of this seed among these ops and dtypes. Its inputs are to be drawn from the same seed."""
     rng = random.Random(seed)
     op, dtype = rng.choice(list(ops)), rng.choice(list(dtypes))
-    return _MAKERS[op](rng, f"fuzz_{seed}", dtype)
+    return random_case(rng, op, f"fuzz_{seed}", dtype)
+
+
+def random_case(rng: random.Random, op: str, name: str, dtype: torch.dtype) -> Case:
+    """A case of this op and dtype whose shapes, strides and features ``rng`` chooses."""
+    return _MAKERS[op](rng, name, dtype)
 
 
 def _size(rng: random.Random, most: int) -> int:
@@ -61,8 +66,12 @@ def _features(rng: random.Random, spec: dict[str, Any], dims: str) -> None:
     _maybe(rng, spec, "sinks", 0.2, lambda: rng.choice(("same", "float32")))
     _maybe(rng, spec, "scale", 0.1, lambda: rng.choice((0.0, 0.3, -0.1)))
     kind, kept, *_ = spec.get("mask", "bool k").split()
+    # Where a gradient would be zero by definition (of such a mask; of q and k when each query sees one key), a sink gives
+    # it a magnitude to compare with.
     if kind != "bool" and kept.endswith("1"):
-        spec["sinks"] = "same"  # else that mask's gradient is zero by definition, and there is nothing to compare
+        spec["sinks"] = "same"
+    if 1 in (spec.get("seqlen_q"), spec.get("seqlen_k")) or set(spec.get("window", ())) == {0}:
+        spec.setdefault("sinks", "same")
 
 
 def _attention(rng: random.Random, name: str, dtype: torch.dtype) -> Case:

@@ -169,7 +169,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "window_left": {"window": (9, None)},
     "window_right": {"window": (None, 4)},
     "window_both": {"window": (16, 3)},
-    "window_diagonal": {"window": (0, 0)},
+    "window_diagonal": {"window": (0, 0), "sinks": "same"},
     "window_causal": {"window": (16, 0), "causal": "bottom_right"},
     "window_top_left": {"window": (5, 2), "causal": "top_left"},
     "softcap": {"softcap": 5.0},
@@ -259,9 +259,11 @@ _VALUE_DIMS = ((64, 32), (32, 80), (50, 3), (1, 256), (256, 17))
 def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "plain", {}
     for sq, sk in _LENGTHS:
-        yield f"length_{sq}x{sk}", {"seqlen_q": sq, "seqlen_k": sk}
+        # With one key and no sink the gradients of q and k are zero by definition: nothing to compare.
+        yield f"length_{sq}x{sk}", {"seqlen_q": sq, "seqlen_k": sk, **({"sinks": "same"} if sk == 1 else {})}
+    yield "one_key", {"seqlen_k": 1, "gradients": ["v"], "lse": "value"}
     for causal in ("top_left", "bottom_right"):
-        for sq, sk in ((64, 64), (70, 130), (130, 70), (1, 90)):
+        for sq, sk in ((64, 64), (70, 130), (130, 70), (2, 90)):
             yield f"causal_{causal}_{sq}x{sk}", {"seqlen_q": sq, "seqlen_k": sk, "causal": causal, "lse": "value"}
     for d, dv in _HEAD_DIMS + _VALUE_DIMS:
         yield f"head_dim_{d}_{dv}", {"head_dim": d, "head_dim_v": dv, "causal": "bottom_right"}

@@ -71,7 +71,7 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "plain", {}
     yield "cross", {**cross, "lse": "value"}
     yield "one_sequence", {"lengths_q": [70]}
-    yield "ones", {"lengths_q": [1] * 9, "causal": "bottom_right"}
+    yield "ones", {"lengths_q": [1] * 9, "causal": "bottom_right", "sinks": "same"}
     yield "decode", {"lengths_q": [1, 1, 1], "lengths_k": [100, 3, 65], "causal": "bottom_right"}
     yield "slack", {"slack": 20, "mask": "float b1qk"}
     for name, feature in FEATURES.items():
