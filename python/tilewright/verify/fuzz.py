@@ -66,8 +66,8 @@ def _features(rng: random.Random, spec: dict[str, Any], dims: str) -> None:
     _maybe(rng, spec, "sinks", 0.2, lambda: rng.choice(("same", "float32")))
     _maybe(rng, spec, "scale", 0.1, lambda: rng.choice((0.0, 0.3, -0.1)))
     kind, kept, *_ = spec.get("mask", "bool k").split()
-    # Where a gradient would be zero by definition (of such a mask; of q and k when each query sees one key), a sink gives
-    # it a magnitude to compare with.
+    # Where a gradient would be zero by definition (of such a mask; of q and k when each query sees one key), a sink
+    # gives it a magnitude to compare with.
     if kind != "bool" and kept.endswith("1"):
         spec["sinks"] = "same"
     if 1 in (spec.get("seqlen_q"), spec.get("seqlen_k")) or set(spec.get("window", ())) == {0}:
