@@ -72,12 +72,15 @@ TW_INLINE void decode_sum(const A* weights, const A* const* v, int64_t offset, i
                           A* out) {
   constexpr int L = Simd<A>::lanes;
   Vec<A> sum[VECTORS];
-  for (int i = 0; i < VECTORS; ++i) sum[i] = keep ? load(out + offset + i * L) * alpha : Vec<A>{};
+  for (int i = 0; i < VECTORS; ++i) sum[i] = Vec<A>{};
   for (int64_t j = 0; j < count; ++j) {
     const A weight = weights[j * kStripLanes<A>];
     for (int i = 0; i < VECTORS; ++i) sum[i] += weight * load(v[j] + offset + i * L);
   }
-  for (int i = 0; i < VECTORS; ++i) store(out + offset + i * L, sum[i]);
+  for (int i = 0; i < VECTORS; ++i) {
+    A* o = out + offset + i * L;
+    store(o, keep ? load(o) * alpha + sum[i] : sum[i]);
+  }
 }
 
 // The strip (at most kDecodeRows rows) over keys [begin, end); begin is a multiple of 4.

@@ -33,12 +33,6 @@ TW_INLINE void gemm_tile(int64_t depth, const A* a, int64_t lda, const A* b, int
   Vec<A> acc[ROWS][VECTORS];
   for (int i = 0; i < ROWS; ++i)
     for (int v = 0; v < VECTORS; ++v) acc[i][v] = Vec<A>{};
-  if (accumulate.keep) {
-    for (int v = 0; v < VECTORS; ++v) {
-      const Vec<A> scale = accumulate.scale != nullptr ? load(accumulate.scale + v * L) : broadcast<A>(1);
-      for (int i = 0; i < ROWS; ++i) acc[i][v] = load(c + i * ldc + v * L) * scale;
-    }
-  }
   for (int64_t p = 0; p < depth; ++p) {
     Vec<A> bv[VECTORS];
     for (int v = 0; v < VECTORS; ++v) bv[v] = load(b + v * L);
@@ -48,6 +42,13 @@ TW_INLINE void gemm_tile(int64_t depth, const A* a, int64_t lda, const A* b, int
     }
     a += TRANSPOSED ? lda : 1;
     b += ldb;
+  }
+  // Joined only now: sums of tile sums round less than one long sum, which would miss the accuracy of a blocked BLAS.
+  if (accumulate.keep) {
+    for (int v = 0; v < VECTORS; ++v) {
+      const Vec<A> scale = accumulate.scale != nullptr ? load(accumulate.scale + v * L) : broadcast<A>(1);
+      for (int i = 0; i < ROWS; ++i) acc[i][v] += load(c + i * ldc + v * L) * scale;
+    }
   }
   for (int i = 0; i < ROWS; ++i)
     for (int v = 0; v < VECTORS; ++v) store(c + i * ldc + v * L, acc[i][v]);
