@@ -11,6 +11,12 @@ from dataclasses import dataclass
 SAMPLE_SECONDS = 2e-3
 
 
+def milliseconds(seconds: float) -> str:
+    """Three digits, and no exponent."""
+    ms = 1e3 * seconds
+    return f"{ms:,.0f} ms" if ms >= 100.0 else f"{ms:.3g} ms"
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds of one call: the median of the samples and the values below which 20% and 80% of them lie."""

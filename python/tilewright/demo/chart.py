@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..bench.timing import milliseconds
+
 _COLORS = {"float32": "#3b6fb6", "bfloat16": "#e08a3c", "float16": "#5a9f68", "float64": "#8a6bb8"}
 
 
@@ -30,8 +32,8 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
                 continue
             y = labels.index(r["label"]) + (dtypes.index(r["dtype"]) - (len(dtypes) - 1) / 2) * height
             axis.barh(y, r["speedup"], height * 0.9, color=_COLORS[r["dtype"]])
-            ours, theirs = 1e3 * r["tilewright"]["p50"], 1e3 * r["torch"]["p50"]
-            text = f" {r['speedup']:.2f}×  ({ours:.3g} ms, torch {theirs:.3g} ms)"
+            ours, theirs = (milliseconds(r[name]["p50"]) for name in ("tilewright", "torch"))
+            text = f" {r['speedup']:.2f}×  ({ours}, torch {theirs})"
             axis.text(r["speedup"], y, text, va="center", fontsize=8.5, color="#333333")
         axis.axvline(1.0, color="#333333", linewidth=1, linestyle="--")
         axis.set_title(mode, fontsize=11)

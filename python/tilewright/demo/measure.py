@@ -64,5 +64,7 @@ def measure_step(output: Path) -> Outcome:
 
 
 def _row(r: dict[str, Any]) -> tuple[str, ...]:
-    ours, theirs = (f"{1e3 * r[name]['p50']:.3g} ms" for name in ("tilewright", "torch"))
+    from ..bench.timing import milliseconds
+
+    ours, theirs = (milliseconds(r[name]["p50"]) for name in ("tilewright", "torch"))
     return (r["label"], r["dtype"], r["mode"], ours, theirs, f"{r['speedup']:.2f}x")
