@@ -6,6 +6,10 @@
 
 #include "params.h"
 
+// The CPU kernels are compiled once per instruction set, and the linker keeps one copy of a function that several of them
+// emit out of line: it could be the one with the newest instructions. So what they share is always inlined.
+#define TW_SHARED_INLINE inline __attribute__((always_inline))
+
 namespace tilewright {
 
 struct Half {
@@ -16,28 +20,28 @@ struct BFloat16 {
 };
 
 namespace detail {
-inline float as_float(uint32_t u) {
+TW_SHARED_INLINE float as_float(uint32_t u) {
   float f;
   std::memcpy(&f, &u, sizeof f);
   return f;
 }
-inline uint32_t as_bits(float f) {
+TW_SHARED_INLINE uint32_t as_bits(float f) {
   uint32_t u;
   std::memcpy(&u, &f, sizeof u);
   return u;
 }
 }  // namespace detail
 
-inline float to_float(BFloat16 x) { return detail::as_float(static_cast<uint32_t>(x.bits) << 16); }
+TW_SHARED_INLINE float to_float(BFloat16 x) { return detail::as_float(static_cast<uint32_t>(x.bits) << 16); }
 
 // Round to nearest, ties to even. NaN keeps its sign and becomes quiet.
-inline BFloat16 to_bfloat16(float f) {
+TW_SHARED_INLINE BFloat16 to_bfloat16(float f) {
   const uint32_t u = detail::as_bits(f);
   if ((u & 0x7FFFFFFFu) > 0x7F800000u) return {static_cast<uint16_t>((u >> 16) | 0x40u)};
   return {static_cast<uint16_t>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16)};
 }
 
-inline float to_float(Half x) {
+TW_SHARED_INLINE float to_float(Half x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7FFFu;
   if (magnitude >= 0x7C00u) return detail::as_float(sign | 0x7F800000u | (magnitude & 0x3FFu) << 13);
@@ -46,7 +50,7 @@ inline float to_float(Half x) {
 }
 
 // Round to nearest, ties to even; overflows to infinity.
-inline Half to_half(float f) {
+TW_SHARED_INLINE Half to_half(float f) {
   const uint32_t u = detail::as_bits(f);
   const uint16_t sign = static_cast<uint16_t>((u >> 16) & 0x8000u);
   const uint32_t magnitude = u & 0x7FFFFFFFu;
@@ -60,8 +64,8 @@ inline Half to_half(float f) {
   return {static_cast<uint16_t>(sign | (r >> 13))};
 }
 
-inline double to_float(double x) { return x; }
-inline float to_float(float x) { return x; }
+TW_SHARED_INLINE double to_float(double x) { return x; }
+TW_SHARED_INLINE float to_float(float x) { return x; }
 
 template <class T>
 struct AccumulatorOf {
@@ -75,19 +79,19 @@ template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
 template <class T>
-inline T from_accumulator(Accumulator<T> x) {
+TW_SHARED_INLINE T from_accumulator(Accumulator<T> x) {
   return x;
 }
 template <>
-inline Half from_accumulator<Half>(float x) {
+TW_SHARED_INLINE Half from_accumulator<Half>(float x) {
   return to_half(x);
 }
 template <>
-inline BFloat16 from_accumulator<BFloat16>(float x) {
+TW_SHARED_INLINE BFloat16 from_accumulator<BFloat16>(float x) {
   return to_bfloat16(x);
 }
 
-inline int64_t size_of(DType t) {
+TW_SHARED_INLINE int64_t size_of(DType t) {
   switch (t) {
     case DType::kFloat32: return 4;
     case DType::kFloat16:

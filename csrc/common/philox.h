@@ -13,9 +13,9 @@
 #include <cstdint>
 
 #if defined(__CUDACC__)
-#define TW_HOST_DEVICE __host__ __device__
+#define TW_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define TW_HOST_DEVICE
+#define TW_HOST_DEVICE inline __attribute__((always_inline))  // why: see TW_SHARED_INLINE in dtype.h
 #endif
 
 namespace tilewright {
@@ -24,7 +24,7 @@ struct Philox4 {
   uint32_t lane[4];
 };
 
-TW_HOST_DEVICE inline Philox4 philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
+TW_HOST_DEVICE Philox4 philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t{0xD2511F53u} * c0;
@@ -40,11 +40,11 @@ TW_HOST_DEVICE inline Philox4 philox(uint64_t seed, uint32_t c0, uint32_t c1, ui
 }
 
 // p in [0, 1]. At p = 1 nothing is kept: the threshold saturates and the scale is 0.
-TW_HOST_DEVICE inline uint32_t dropout_threshold(double p) {
+TW_HOST_DEVICE uint32_t dropout_threshold(double p) {
   const double t = p * 4294967296.0;
   return t >= 4294967295.0 ? 4294967295u : static_cast<uint32_t>(t);
 }
 
-TW_HOST_DEVICE inline double dropout_scale(double p) { return p < 1.0 ? 1.0 / (1.0 - p) : 0.0; }
+TW_HOST_DEVICE double dropout_scale(double p) { return p < 1.0 ? 1.0 / (1.0 - p) : 0.0; }
 
 }  // namespace tilewright

@@ -24,12 +24,32 @@ struct Matrix {
   }
 };
 
+// Starts loading the two cache lines at an element.
+TW_INLINE void prefetch_at(const Matrix& m, int64_t row, int64_t column) {
+  const char* at = static_cast<const char*>(m.data) + (row * m.row_stride + column * m.column_stride) * size_of(m.dtype);
+  __builtin_prefetch(at);
+  __builtin_prefetch(at + 64);
+}
+
 TW_INLINE Matrix matrix(const View4& view, DType dtype) { return {view.data, dtype, view.stride[0], view.stride[1]}; }
 TW_INLINE Matrix contiguous(const void* data, DType dtype, int64_t columns) {
   return {const_cast<void*>(data), dtype, columns, 1};
 }
 template <class A>
 constexpr DType kAccumulatorDType = sizeof(A) == 8 ? DType::kFloat64 : DType::kFloat32;
+
+// A matrix of accumulators in working memory. Its rows are padded so that whole vectors can be read and written, and so that
+// rows of a power-of-two length do not all fall on the same lines of a cache.
+template <class A>
+struct Buffer {
+  A* data = nullptr;
+  int64_t stride = 0;
+
+  static constexpr int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16 + 16; }
+  TW_MEMBER Matrix matrix() const { return {data, sizeof(A) == 8 ? DType::kFloat64 : DType::kFloat32, stride, 1}; }
+  TW_MEMBER Vec<A> read(int64_t row, int64_t column) const { return load(data + row * stride + column); }
+  TW_MEMBER void write(int64_t row, int64_t column, Vec<A> v) const { store(data + row * stride + column, v); }
+};
 
 // `count` elements of a row, at most a vector; the other lanes are 0. Not inlined, nor is `write`: a call for each vector of
 // results is nothing beside its dot products, and a dozen copies of these would be half of the compile time.
@@ -55,6 +75,16 @@ __attribute__((noinline)) void write(const Matrix& m, int64_t row, int64_t colum
     if (count == Simd<A>::lanes && m.column_stride == 1) return store(p, v);
     for (int i = 0; i < count; ++i) p[i * m.column_stride] = from_accumulator<T>(v[i]);
   });
+}
+
+// A bias widened into a buffer of one row; zeros for an absent one.
+template <class A>
+void widen_bias(const void* bias, DType dtype, int64_t size, const Buffer<A>& buffer) {
+  const Matrix m = contiguous(bias, dtype, size);
+  for (int64_t j = 0; j < buffer.stride; j += Simd<A>::lanes) {
+    const int64_t count = bias == nullptr ? 0 : min64(Simd<A>::lanes, size - j);
+    buffer.write(0, j, count > 0 ? read<A>(m, 0, j, static_cast<int>(count)) : Vec<A>{});
+  }
 }
 
 // f(row of the tile, column of the tile, lanes in use) for every vector of a tile.

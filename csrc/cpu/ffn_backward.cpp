@@ -12,7 +12,7 @@ namespace TW_ISA {
 namespace {
 
 // Rows of a block: the depth of the weight gradients' products. Its dpre and hidden are kept as floats.
-constexpr int64_t kBlockRows = 2048;
+constexpr int64_t kBlockRows = 1024;
 
 // A gradient that is summed over blocks of rows: in `wide` until the last block stores it in `out`.
 template <class A>
@@ -48,23 +48,24 @@ class Backward {
   }
 
  private:
-  int64_t reserve(bool wanted, int64_t elements) {
+  int64_t reserve(bool wanted, int64_t rows, int64_t columns) {
     const int64_t at = used_;
-    if (wanted) used_ += round_up(elements, 16);
+    if (wanted) used_ += rows * Buffer<A>::padded(columns);
     return at;
   }
 
   // Where the parts of the working memory are, and how much the largest product needs besides.
   void plan() {
     const bool wide = several_ && p_.dtype != kAccumulatorDType<A>;
-    pre_at_ = reserve(p_.pre == nullptr, block_ * inner_);
-    dpre_at_ = reserve(true, block_ * inner_);
-    hidden_at_ = reserve(p_.dw_out.data != nullptr, block_ * p_.hidden);
-    dz_at_ = reserve(bool(dropout_), block_ * p_.out_features);
-    dw_in_at_ = reserve(wide && p_.dw_in.data != nullptr, inner_ * p_.in_features);
-    dw_out_at_ = reserve(wide && p_.dw_out.data != nullptr, p_.out_features * p_.hidden);
-    db_in_at_ = reserve(wide && p_.db_in != nullptr, inner_);
-    db_out_at_ = reserve(wide && p_.db_out != nullptr, p_.out_features);
+    b_in_at_ = reserve(p_.pre == nullptr, 1, inner_);
+    pre_at_ = reserve(p_.pre == nullptr, block_, inner_);
+    dpre_at_ = reserve(true, block_, inner_);
+    hidden_at_ = reserve(true, block_, p_.hidden);
+    dz_at_ = reserve(bool(dropout_), block_, p_.out_features);
+    dw_in_at_ = reserve(wide && p_.dw_in.data != nullptr, inner_, p_.in_features);
+    dw_out_at_ = reserve(wide && p_.dw_out.data != nullptr, p_.out_features, p_.hidden);
+    db_in_at_ = reserve(wide && p_.db_in != nullptr, 1, inner_);
+    db_out_at_ = reserve(wide && p_.db_out != nullptr, 1, p_.out_features);
     const Matrix none{};
     gemm_elements_ = 0;
     for (const Product<A>& product : {pre_product(0, block_), hidden_gradient(none, block_), input_gradient(none, block_),
@@ -72,9 +73,9 @@ class Backward {
       gemm_elements_ = max64(gemm_elements_, gemm_scratch(product));
   }
 
-  Matrix buffer(int64_t at, int64_t columns) const { return contiguous(memory_ + at, kAccumulatorDType<A>, columns); }
+  Buffer<A> buffer(int64_t at, int64_t columns) const { return {memory_ + at, Buffer<A>::padded(columns)}; }
   RunningSum<A> running(const Matrix& out, int64_t at, int64_t columns) const {
-    return {out, p_.dtype == kAccumulatorDType<A> ? out : buffer(at, columns)};
+    return {out, p_.dtype == kAccumulatorDType<A> ? out : buffer(at, columns).matrix()};
   }
 
   Matrix x() const { return matrix(p_.x, p_.dtype); }
@@ -101,14 +102,15 @@ class Backward {
     const bool first = row == 0, last = row + rows >= p_.rows;
     A* const scratch = memory_ + used_;
     const Matrix dout = matrix(p_.dout, p_.dtype).from_row(row);
-    const Matrix dz = dropout_ ? buffer(dz_at_, p_.out_features) : dout;
+    const Matrix dz = dropout_ ? buffer(dz_at_, p_.out_features).matrix() : dout;
     if (dropout_) drop(dout, dz, row, rows);
     const bool needs_pre = p_.dx.data != nullptr || p_.dw_in.data != nullptr || p_.dw_out.data != nullptr || p_.db_in != nullptr;
     if (needs_pre) {
-      const Matrix pre = p_.pre != nullptr ? contiguous(p_.pre, p_.dtype, inner_).from_row(row) : buffer(pre_at_, inner_);
-      if (p_.pre == nullptr) recompute(row, rows, pre, scratch);
-      const Matrix dpre = buffer(dpre_at_, inner_), hidden = p_.dw_out.data != nullptr ? buffer(hidden_at_, p_.hidden) : Matrix{};
-      differentiate(dz, rows, pre, dpre, hidden, scratch);
+      const Buffer<A> recomputed = buffer(pre_at_, inner_);
+      if (p_.pre == nullptr) recompute(row, rows, recomputed, scratch);
+      const Matrix pre = p_.pre != nullptr ? contiguous(p_.pre, p_.dtype, inner_).from_row(row) : recomputed.matrix();
+      differentiate(dz, rows, pre, scratch);
+      const Matrix dpre = buffer(dpre_at_, inner_).matrix(), hidden = buffer(hidden_at_, p_.hidden).matrix();
       if (const Matrix dx = matrix(p_.dx, p_.dtype).from_row(row))
         gemm(input_gradient(dpre, rows), scratch, [&](const FinishedTile<A>& t) {
           for_vectors(t, [&](int i, int j, int n) { write<A>(dx, t.m + i, t.n + j, n, load(t.tile + i * t.stride + j)); });
@@ -133,19 +135,17 @@ class Backward {
     });
   }
 
-  void recompute(int64_t row, int64_t rows, const Matrix& pre, A* scratch) const {
-    const Matrix b_in = contiguous(p_.b_in, p_.dtype, inner_);
+  void recompute(int64_t row, int64_t rows, const Buffer<A>& pre, A* scratch) const {
+    const Buffer<A> b_in = buffer(b_in_at_, inner_);
+    widen_bias(p_.b_in, p_.dtype, inner_, b_in);
     gemm(pre_product(row, rows), scratch, [&](const FinishedTile<A>& t) {
-      for_vectors(t, [&](int i, int j, int n) {
-        Vec<A> v = load(t.tile + i * t.stride + j);
-        if (b_in) v += read<A>(b_in, 0, t.n + j, n);
-        write<A>(pre, t.m + i, t.n + j, n, v);
-      });
+      for_vectors(t, [&](int i, int j, int) { pre.write(t.m + i, t.n + j, load(t.tile + i * t.stride + j) + b_in.read(0, t.n + j)); });
     });
   }
 
-  // dpre, and hidden where it is wanted.
-  void differentiate(const Matrix& dz, int64_t rows, const Matrix& pre, const Matrix& dpre, const Matrix& hidden, A* scratch) const {
+  // Fills dpre and hidden.
+  void differentiate(const Matrix& dz, int64_t rows, const Matrix& pre, A* scratch) const {
+    const Buffer<A> dpre = buffer(dpre_at_, inner_), hidden = buffer(hidden_at_, p_.hidden);
     gemm(hidden_gradient(dz, rows), scratch, [&](const FinishedTile<A>& t) {
       for_vectors(t, [&](int i, int j, int n) {
         const int64_t row = t.m + i, column = t.n + j;
@@ -154,13 +154,17 @@ class Backward {
         Vec<A> h = act.value, dgate = dh * act.slope;
         if (gated_) {
           const Vec<A> up = read<A>(pre, row, p_.hidden + column, n);
-          write<A>(dpre, row, p_.hidden + column, n, dh * act.value);
+          write<A>(dpre.matrix(), row, p_.hidden + column, n, dh * act.value);
           h *= up;
           dgate *= up;
         }
-        write<A>(dpre, row, column, n, dgate);
-        if (hidden) write<A>(hidden, row, column, n, h);
+        // Exactly n: behind the gate's half lies the other one, which another thread may have written.
+        write<A>(dpre.matrix(), row, column, n, dgate);
+        hidden.write(row, column, h);
       });
+    }, [&](int64_t row, int64_t column) {
+      prefetch_at(pre, row, column);
+      if (gated_) prefetch_at(pre, row, p_.hidden + column);
     });
   }
 
@@ -172,18 +176,18 @@ class Backward {
 
   // Compensated (Kahan): the sum over a block of rows is as exact as one rounding, like that of torch's cascades.
   void sum_columns(const Matrix& m, int64_t rows, int64_t columns, const RunningSum<A>& sum, bool first, bool last) const {
-    constexpr int64_t per_task = 8 * L;
-    parallel_for(ceil_div(columns, per_task), p_.num_threads, [&](int64_t task, int) {
-      for (int64_t j = task * per_task; j < min64(columns, (task + 1) * per_task); j += L) {
-        const int n = static_cast<int>(min64(L, columns - j));
-        Vec<A> total{}, lost{};
-        for (int64_t i = 0; i < rows; ++i) {
-          const Vec<A> term = read<A>(m, i, j, n) - lost, next = total + term;
-          lost = (next - total) - term;
-          total = next;
+    constexpr int kVectors = 8;
+    parallel_for(ceil_div(columns, kVectors * L), p_.num_threads, [&](int64_t task, int) {
+      const int64_t column = task * kVectors * L;
+      const auto lanes = [&](int v) { return static_cast<int>(max64(0, min64(L, columns - column - v * L))); };
+      Vec<A> total[kVectors] = {}, lost[kVectors] = {};
+      for (int64_t i = 0; i < rows; ++i)
+        for (int v = 0; v < kVectors; ++v) {
+          const Vec<A> term = read<A>(m, i, column + v * L, lanes(v)) - lost[v], next = total[v] + term;
+          lost[v] = (next - total[v]) - term;
+          total[v] = next;
         }
-        sum.add(0, j, n, total, first, last);
-      }
+      for (int v = 0; v < kVectors; ++v) sum.add(0, column + v * L, lanes(v), total[v], first, last);
     });
   }
 
@@ -193,7 +197,7 @@ class Backward {
   const bool several_;
   const Dropout dropout_;
   int64_t used_ = 0, gemm_elements_ = 0;
-  int64_t pre_at_ = 0, dpre_at_ = 0, hidden_at_ = 0, dz_at_ = 0, dw_in_at_ = 0, dw_out_at_ = 0, db_in_at_ = 0, db_out_at_ = 0;
+  int64_t b_in_at_ = 0, pre_at_ = 0, dpre_at_ = 0, hidden_at_ = 0, dz_at_ = 0, dw_in_at_ = 0, dw_out_at_ = 0, db_in_at_ = 0, db_out_at_ = 0;
   A* memory_ = nullptr;
 };
 

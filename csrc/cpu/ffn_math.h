@@ -6,11 +6,15 @@
 namespace tilewright {
 namespace TW_ISA {
 
-// 1 / (1 + exp(-x)), with full relative accuracy on both sides and no overflow.
+// 1 / (1 + exp(-x)) and 1 / (1 + exp(x)), each with full relative accuracy on both sides, and no overflow.
 template <class V>
-TW_INLINE V sigmoid(V x) {
-  const V e = vexp_nonpositive(x < V{} ? x : -x);
-  return (x < V{} ? e : V{} + 1) / (e + 1);
+struct Sigmoids {
+  V of_x, of_minus_x;
+};
+template <class V>
+TW_INLINE Sigmoids<V> sigmoids(V x) {
+  const V e = vexp_nonpositive(x < V{} ? x : -x), large = 1 / (e + 1), small = e * large;
+  return {x < V{} ? small : large, x < V{} ? large : small};
 }
 
 // The normal distribution function P(X <= x).
@@ -76,13 +80,13 @@ TW_INLINE Activated<Vec<A>> activate(Activation activation, Vec<A> x) {
     case Activation::kGeluTanh:
     case Activation::kGegluTanh: {
       const V y = x * x, argument = x * static_cast<A>(kTwoRootTwoOverPi) * (y * static_cast<A>(kCubic) + 1);
-      const V s = sigmoid(argument), rest = sigmoid(-argument);
-      return {x * s, s + x * s * rest * static_cast<A>(kTwoRootTwoOverPi) * (y * static_cast<A>(3 * kCubic) + 1)};
+      const Sigmoids<V> s = sigmoids(argument);
+      return {x * s.of_x, s.of_x + x * s.of_x * s.of_minus_x * static_cast<A>(kTwoRootTwoOverPi) * (y * static_cast<A>(3 * kCubic) + 1)};
     }
     case Activation::kSilu:
     case Activation::kSwiglu: {
-      const V s = sigmoid(x), rest = sigmoid(-x);
-      return {x * s, s + x * s * rest};
+      const Sigmoids<V> s = sigmoids(x);
+      return {x * s.of_x, s.of_x + x * s.of_x * s.of_minus_x};
     }
   }
   return {zero, zero};
