@@ -12,7 +12,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for the trained model, the chart and the figures.")] = Path(
         "demo-output"
     ),
-    seconds_to_train: Annotated[float, typer.Option(min=1.0, help="How long to train the small model.")] = 75.0,
+    seconds_to_train: Annotated[float, typer.Option(min=1.0, help="How long to train the small model.")] = 60.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Verify the kernels, train a small GPT on them, compare it with transformers, and measure them beside PyTorch.
