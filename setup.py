@@ -1,6 +1,6 @@
 """Builds the compiled modules with CMake and Ninja. Everything else about the package is in pyproject.toml.
 
-A module that cannot be built is left out with one warning, and the install succeeds: the other backends work without it.
+A module that cannot be built is left out with one warning, and the install succeeds: the other backends do not need it.
 TILEWRIGHT_CPU=0 leaves the CPU module out, TILEWRIGHT_CPU=1 makes its failure an error.
 """
 
@@ -47,7 +47,7 @@ def run_shown(command: list[str], env: dict[str, str]) -> None:
 
 
 def build_environment() -> dict[str, str]:
-    """The environment with this Python's scripts first on PATH: cmake and ninja are there even if it is not activated."""
+    """The environment with this Python's scripts first on PATH: cmake and ninja are there even if not activated."""
     return {**os.environ, "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])}
 
 
@@ -62,8 +62,11 @@ def cmake_build(target: str) -> Path:
         raise LeftOut(f"no C++ compiler was found (looked for {', '.join(compilers)})")
     folder = ROOT / "build" / f"{target}-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
     configure = ["cmake", "-S", str(ROOT / "csrc"), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
-    # Named each time: a build environment of pip's lives in a new folder every time, and the cached paths would be stale.
-    configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=env['PATH'])}"]
+    # Named each time: pip's build environments live in a new folder every time, and the cached paths would be stale.
+    configure += [
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=env['PATH'])}",
+    ]
     run_shown(configure, env)
     run_shown(["cmake", "--build", str(folder), "--target", f"_{target}"], env)
     return folder / f"_{target}{sysconfig.get_config_var('EXT_SUFFIX')}"

@@ -27,9 +27,9 @@ inline int refuse(const char* name, const char* accepted, PyObject* value) {
 
 inline int set_integer(long long* out, PyObject* value, const char* name, long long low, long long high) {
   if (!PyLong_Check(value)) return refuse(name, "an int", value);
-  *out = PyLong_AsLongLong(value);
-  if (*out == -1 && PyErr_Occurred() != nullptr) return -1;
-  if (*out < low || *out > high) {
+  int overflow = 0;
+  *out = PyLong_AsLongLongAndOverflow(value, &overflow);
+  if (overflow != 0 || *out < low || *out > high) {
     PyErr_Format(PyExc_ValueError, "%s=%R is out of range: accepted are %lld to %lld", name, value, low, high);
     return -1;
   }
@@ -135,7 +135,8 @@ struct Codec<View4> {
   static int set(View4& field, PyObject* value, const char* name) {
     View4 view;
     if (value != Py_None) {
-      if (!PyTuple_Check(value) || PyTuple_GET_SIZE(value) != 2) return refuse(name, "(address, strides) or None", value);
+      if (!PyTuple_Check(value) || PyTuple_GET_SIZE(value) != 2)
+        return refuse(name, "(address, strides) or None", value);
       if (Codec<void*>::set(view.data, PyTuple_GET_ITEM(value, 0), name) != 0) return -1;
       if (set_tuple(view.stride, PyTuple_GET_ITEM(value, 1), name) != 0) return -1;
     }
@@ -144,7 +145,8 @@ struct Codec<View4> {
   }
   static PyObject* get(const View4& field) {
     if (field.data == nullptr) Py_RETURN_NONE;
-    return py::make_tuple(reinterpret_cast<uintptr_t>(field.data), py::reinterpret_steal<py::tuple>(get_tuple(field.stride)))
+    return py::make_tuple(reinterpret_cast<uintptr_t>(field.data),
+                          py::reinterpret_steal<py::tuple>(get_tuple(field.stride)))
         .release()
         .ptr();
   }
@@ -187,7 +189,8 @@ PyObject* get_field(PyObject* self, void*) {
 #define TW_FIELD(name) \
   PyGetSetDef { #name, get_field<&Struct::name>, set_field<&Struct::name>, nullptr, const_cast<char*>(#name) }
 
-// Adds a default-constructible class with the fields of `table` (ended by a null name) and a repr of those that are set.
+// Adds a default-constructible class with the fields of `table` (ended by a null name) and a repr of those that are
+// set.
 template <class Struct>
 void add_class(py::module_& m, const char* name, PyGetSetDef* table) {
   py::class_<Struct> cls(m, name);

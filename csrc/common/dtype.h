@@ -6,8 +6,8 @@
 
 #include "params.h"
 
-// The CPU kernels are compiled once per instruction set, and the linker keeps one copy of a function that several of them
-// emit out of line: it could be the one with the newest instructions. So what they share is always inlined.
+// The CPU kernels are compiled once per instruction set, and the linker keeps one copy of a function that several of
+// them emit out of line: it could be the one with the newest instructions. So what they share is always inlined.
 #define TW_SHARED_INLINE inline __attribute__((always_inline))
 
 namespace tilewright {

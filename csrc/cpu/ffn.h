@@ -1,5 +1,5 @@
-// What the forward and the backward of the feed-forward block share: matrices read and written a vector at a time, and the
-// dropout mask.
+// What the forward and the backward of the feed-forward block share: matrices read and written a vector at a time, and
+// the dropout mask.
 #pragma once
 
 #include "../common/philox.h"
@@ -26,7 +26,8 @@ struct Matrix {
 
 // Starts loading the two cache lines at an element.
 TW_INLINE void prefetch_at(const Matrix& m, int64_t row, int64_t column) {
-  const char* at = static_cast<const char*>(m.data) + (row * m.row_stride + column * m.column_stride) * size_of(m.dtype);
+  const char* at =
+      static_cast<const char*>(m.data) + (row * m.row_stride + column * m.column_stride) * size_of(m.dtype);
   __builtin_prefetch(at);
   __builtin_prefetch(at + 64);
 }
@@ -38,8 +39,8 @@ TW_INLINE Matrix contiguous(const void* data, DType dtype, int64_t columns) {
 template <class A>
 constexpr DType kAccumulatorDType = sizeof(A) == 8 ? DType::kFloat64 : DType::kFloat32;
 
-// A matrix of accumulators in working memory. Its rows are padded so that whole vectors can be read and written, and so that
-// rows of a power-of-two length do not all fall on the same lines of a cache.
+// A matrix of accumulators in working memory. Its rows are padded so that whole vectors can be read and written, and so
+// that rows of a power-of-two length do not all fall on the same lines of a cache.
 template <class A>
 struct Buffer {
   A* data = nullptr;
@@ -51,8 +52,8 @@ struct Buffer {
   TW_MEMBER void write(int64_t row, int64_t column, Vec<A> v) const { store(data + row * stride + column, v); }
 };
 
-// `count` elements of a row, at most a vector; the other lanes are 0. Not inlined, nor is `write`: a call for each vector of
-// results is nothing beside its dot products, and a dozen copies of these would be half of the compile time.
+// `count` elements of a row, at most a vector; the other lanes are 0. Not inlined, nor is `write`: a call for each
+// vector of results is nothing beside its dot products, and a dozen copies of these would be half of the compile time.
 template <class A>
 __attribute__((noinline)) Vec<A> read(const Matrix& m, int64_t row, int64_t column, int count) {
   Vec<A> v{};
@@ -111,7 +112,8 @@ class Dropout {
     for (int i = 0; i < count; ++i) {
       const int64_t at = column + i;
       if (i == 0 || at % 4 == 0)
-        bits = philox(seed_, static_cast<uint32_t>(at / 4), static_cast<uint32_t>(row), static_cast<uint32_t>(row >> 32), offset_);
+        bits = philox(seed_, static_cast<uint32_t>(at / 4), static_cast<uint32_t>(row),
+                      static_cast<uint32_t>(row >> 32), offset_);
       v[i] = bits.lane[at % 4] >= threshold_ ? static_cast<A>(scale_) : A{0};
     }
     return v;

@@ -1,8 +1,8 @@
 // The gradients of the feed-forward block, a block of rows at a time:
-//   dz = dropout(dout); dh = dz w_out; dpre = dh act'(pre) (for a gated one: dgate = dh up act'(gate), dup = dh act(gate))
-//   dx = dpre w_in; dw_in += dpre^T x; dw_out += dz^T hidden; db_in, db_out: column sums of dpre, dz
-// The dropout mask is generated again, hidden is recomputed from pre, and pre from x where it was not kept. Every sum has a
-// fixed order, whatever the number of threads.
+//   dz = dropout(dout); dh = dz w_out; dpre = dh act'(pre) (for a gated one: dgate = dh up act'(gate), dup = dh
+//   act(gate)) dx = dpre w_in; dw_in += dpre^T x; dw_out += dz^T hidden; db_in, db_out: column sums of dpre, dz
+// The dropout mask is generated again, hidden is recomputed from pre, and pre from x where it was not kept. Every sum
+// has a fixed order, whatever the number of threads.
 #include "ffn.h"
 #include "isa.h"
 #include "scratch.h"
@@ -31,8 +31,12 @@ class Backward {
   static constexpr int L = Simd<A>::lanes;
 
   explicit Backward(const FfnParams& p)
-      : p_(p), gated_(is_gated(p.activation)), inner_(gated_ ? 2 * p.hidden : p.hidden), block_(min64(kBlockRows, p.rows)),
-        several_(p.rows > block_), dropout_(p) {}
+      : p_(p),
+        gated_(is_gated(p.activation)),
+        inner_(gated_ ? 2 * p.hidden : p.hidden),
+        block_(min64(kBlockRows, p.rows)),
+        several_(p.rows > block_),
+        dropout_(p) {}
 
   Status run() {
     plan();
@@ -68,8 +72,9 @@ class Backward {
     db_out_at_ = reserve(wide && p_.db_out != nullptr, 1, p_.out_features);
     const Matrix none{};
     gemm_elements_ = 0;
-    for (const Product<A>& product : {pre_product(0, block_), hidden_gradient(none, block_), input_gradient(none, block_),
-                                      in_weight_gradient(none, none, block_), out_weight_gradient(none, none, block_)})
+    for (const Product<A>& product :
+         {pre_product(0, block_), hidden_gradient(none, block_), input_gradient(none, block_),
+          in_weight_gradient(none, none, block_), out_weight_gradient(none, none, block_)})
       gemm_elements_ = max64(gemm_elements_, gemm_scratch(product));
   }
 
@@ -104,7 +109,8 @@ class Backward {
     const Matrix dout = matrix(p_.dout, p_.dtype).from_row(row);
     const Matrix dz = dropout_ ? buffer(dz_at_, p_.out_features).matrix() : dout;
     if (dropout_) drop(dout, dz, row, rows);
-    const bool needs_pre = p_.dx.data != nullptr || p_.dw_in.data != nullptr || p_.dw_out.data != nullptr || p_.db_in != nullptr;
+    const bool needs_pre =
+        p_.dx.data != nullptr || p_.dw_in.data != nullptr || p_.dw_out.data != nullptr || p_.db_in != nullptr;
     if (needs_pre) {
       const Buffer<A> recomputed = buffer(pre_at_, inner_);
       if (p_.pre == nullptr) recompute(row, rows, recomputed, scratch);
@@ -113,10 +119,12 @@ class Backward {
       const Matrix dpre = buffer(dpre_at_, inner_).matrix(), hidden = buffer(hidden_at_, p_.hidden).matrix();
       if (const Matrix dx = matrix(p_.dx, p_.dtype).from_row(row))
         gemm(input_gradient(dpre, rows), scratch, [&](const FinishedTile<A>& t) {
-          for_vectors(t, [&](int i, int j, int n) { write<A>(dx, t.m + i, t.n + j, n, load(t.tile + i * t.stride + j)); });
+          for_vectors(t,
+                      [&](int i, int j, int n) { write<A>(dx, t.m + i, t.n + j, n, load(t.tile + i * t.stride + j)); });
         });
       if (const Matrix dw = matrix(p_.dw_in, p_.dtype))
-        sum_product(in_weight_gradient(dpre, x().from_row(row), rows), running(dw, dw_in_at_, p_.in_features), first, last, scratch);
+        sum_product(in_weight_gradient(dpre, x().from_row(row), rows), running(dw, dw_in_at_, p_.in_features), first,
+                    last, scratch);
       if (const Matrix db = contiguous(p_.db_in, p_.dtype, inner_))
         sum_columns(dpre, rows, inner_, running(db, db_in_at_, inner_), first, last);
       if (const Matrix dw = matrix(p_.dw_out, p_.dtype))
@@ -139,43 +147,50 @@ class Backward {
     const Buffer<A> b_in = buffer(b_in_at_, inner_);
     widen_bias(p_.b_in, p_.dtype, inner_, b_in);
     gemm(pre_product(row, rows), scratch, [&](const FinishedTile<A>& t) {
-      for_vectors(t, [&](int i, int j, int) { pre.write(t.m + i, t.n + j, load(t.tile + i * t.stride + j) + b_in.read(0, t.n + j)); });
+      for_vectors(t, [&](int i, int j, int) {
+        pre.write(t.m + i, t.n + j, load(t.tile + i * t.stride + j) + b_in.read(0, t.n + j));
+      });
     });
   }
 
   // Fills dpre and hidden.
   void differentiate(const Matrix& dz, int64_t rows, const Matrix& pre, A* scratch) const {
     const Buffer<A> dpre = buffer(dpre_at_, inner_), hidden = buffer(hidden_at_, p_.hidden);
-    gemm(hidden_gradient(dz, rows), scratch, [&](const FinishedTile<A>& t) {
-      for_vectors(t, [&](int i, int j, int n) {
-        const int64_t row = t.m + i, column = t.n + j;
-        const Vec<A> dh = load(t.tile + i * t.stride + j);
-        const Activated<Vec<A>> act = activate<A>(p_.activation, read<A>(pre, row, column, n));
-        Vec<A> h = act.value, dgate = dh * act.slope;
-        if (gated_) {
-          const Vec<A> up = read<A>(pre, row, p_.hidden + column, n);
-          write<A>(dpre.matrix(), row, p_.hidden + column, n, dh * act.value);
-          h *= up;
-          dgate *= up;
-        }
-        // Exactly n: behind the gate's half lies the other one, which another thread may have written.
-        write<A>(dpre.matrix(), row, column, n, dgate);
-        hidden.write(row, column, h);
-      });
-    }, [&](int64_t row, int64_t column) {
-      prefetch_at(pre, row, column);
-      if (gated_) prefetch_at(pre, row, p_.hidden + column);
-    });
+    gemm(
+        hidden_gradient(dz, rows), scratch,
+        [&](const FinishedTile<A>& t) {
+          for_vectors(t, [&](int i, int j, int n) {
+            const int64_t row = t.m + i, column = t.n + j;
+            const Vec<A> dh = load(t.tile + i * t.stride + j);
+            const Activated<Vec<A>> act = activate<A>(p_.activation, read<A>(pre, row, column, n));
+            Vec<A> h = act.value, dgate = dh * act.slope;
+            if (gated_) {
+              const Vec<A> up = read<A>(pre, row, p_.hidden + column, n);
+              write<A>(dpre.matrix(), row, p_.hidden + column, n, dh * act.value);
+              h *= up;
+              dgate *= up;
+            }
+            // Exactly n: behind the gate's half lies the other one, which another thread may have written.
+            write<A>(dpre.matrix(), row, column, n, dgate);
+            hidden.write(row, column, h);
+          });
+        },
+        [&](int64_t row, int64_t column) {
+          prefetch_at(pre, row, column);
+          if (gated_) prefetch_at(pre, row, p_.hidden + column);
+        });
   }
 
   void sum_product(const Product<A>& product, const RunningSum<A>& sum, bool first, bool last, A* scratch) const {
     gemm(product, scratch, [&](const FinishedTile<A>& t) {
-      for_vectors(t, [&](int i, int j, int n) { sum.add(t.m + i, t.n + j, n, load(t.tile + i * t.stride + j), first, last); });
+      for_vectors(
+          t, [&](int i, int j, int n) { sum.add(t.m + i, t.n + j, n, load(t.tile + i * t.stride + j), first, last); });
     });
   }
 
   // Compensated (Kahan): the sum over a block of rows is as exact as one rounding, like that of torch's cascades.
-  void sum_columns(const Matrix& m, int64_t rows, int64_t columns, const RunningSum<A>& sum, bool first, bool last) const {
+  void sum_columns(const Matrix& m, int64_t rows, int64_t columns, const RunningSum<A>& sum, bool first,
+                   bool last) const {
     constexpr int kVectors = 8;
     parallel_for(ceil_div(columns, kVectors * L), p_.num_threads, [&](int64_t task, int) {
       const int64_t column = task * kVectors * L;
@@ -197,7 +212,8 @@ class Backward {
   const bool several_;
   const Dropout dropout_;
   int64_t used_ = 0, gemm_elements_ = 0;
-  int64_t b_in_at_ = 0, pre_at_ = 0, dpre_at_ = 0, hidden_at_ = 0, dz_at_ = 0, dw_in_at_ = 0, dw_out_at_ = 0, db_in_at_ = 0, db_out_at_ = 0;
+  int64_t b_in_at_ = 0, pre_at_ = 0, dpre_at_ = 0, hidden_at_ = 0, dz_at_ = 0, dw_in_at_ = 0, dw_out_at_ = 0,
+          db_in_at_ = 0, db_out_at_ = 0;
   A* memory_ = nullptr;
 };
 

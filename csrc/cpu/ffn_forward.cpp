@@ -10,7 +10,8 @@ namespace tilewright {
 namespace TW_ISA {
 namespace {
 
-// Rows of a block. Each block packs the weights again, about 1% of its time; its hidden activation takes F * 6 KiB of memory.
+// Rows of a block. Each block packs the weights again, about 1% of its time; its hidden activation takes F * 6 KiB of
+// memory.
 constexpr int64_t kBlockRows = 4 * kTaskRows;
 
 template <class A>
@@ -19,7 +20,8 @@ Status run(const FfnParams& p) {
   const bool gated = is_gated(p.activation);
   const int64_t inner = gated ? 2 * p.hidden : p.hidden, block = min64(kBlockRows, p.rows);
   const Matrix x = matrix(p.x, p.dtype), w_in = matrix(p.w_in, p.dtype), w_out = matrix(p.w_out, p.dtype);
-  const Matrix out = matrix(p.out, p.dtype), residual = matrix(p.residual, p.dtype), pre = contiguous(p.pre, p.dtype, inner);
+  const Matrix out = matrix(p.out, p.dtype), residual = matrix(p.residual, p.dtype),
+               pre = contiguous(p.pre, p.dtype, inner);
   const Dropout dropout(p);
 
   const auto first = [&](int64_t row, int64_t rows) {

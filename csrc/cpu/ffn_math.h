@@ -19,10 +19,10 @@ TW_INLINE Sigmoids<V> sigmoids(V x) {
 
 // The normal distribution function P(X <= x).
 //
-// float: |x| < 1.5: 1/2 + x p(x^2), p of degree 6; beyond, the upper tail is exp(-x^2 / 2) t q(t) with t = 1 / (|x| + 2), q of
-// degree 7, fitted over [1.5, 14]. Both are minimax fits of the relative error by Remez exchange in 40 digits: 2.7e-9 and
-// 4.2e-9. Rounding included, the result is within 2 units in the last place for x > -1.5; the exponent's rounding adds
-// x^2 / 2 of them in the lower tail.
+// float: |x| < 1.5: 1/2 + x p(x^2), p of degree 6; beyond, the upper tail is exp(-x^2 / 2) t q(t) with t = 1 / (|x| +
+// 2), q of degree 7, fitted over [1.5, 14]. Both are minimax fits of the relative error by Remez exchange in 40
+// digits: 2.7e-9 and 4.2e-9. Rounding included, the result is within 2 units in the last place for x > -1.5; the
+// exponent's rounding adds x^2 / 2 of them in the lower tail.
 TW_INLINE vfloat normal_cdf(vfloat x) {
   const vfloat y = x * x, size = x < vfloat{} ? -x : x;
   vfloat p = broadcast<float>(4.1155595168e-7f);
@@ -55,7 +55,8 @@ struct Activated {
   V value, slope;
 };
 
-// gelu_tanh's 1/2 (1 + tanh(u)) is sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3), without the cancellation for negative x.
+// gelu_tanh's 1/2 (1 + tanh(u)) is sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3), without the cancellation for
+// negative x.
 constexpr double kTwoRootTwoOverPi = 1.59576912160573071176;
 constexpr double kCubic = 0.044715;
 constexpr double kInverseRootTwoPi = 0.39894228040143267794;
@@ -81,7 +82,8 @@ TW_INLINE Activated<Vec<A>> activate(Activation activation, Vec<A> x) {
     case Activation::kGegluTanh: {
       const V y = x * x, argument = x * static_cast<A>(kTwoRootTwoOverPi) * (y * static_cast<A>(kCubic) + 1);
       const Sigmoids<V> s = sigmoids(argument);
-      return {x * s.of_x, s.of_x + x * s.of_x * s.of_minus_x * static_cast<A>(kTwoRootTwoOverPi) * (y * static_cast<A>(3 * kCubic) + 1)};
+      return {x * s.of_x, s.of_x + x * s.of_x * s.of_minus_x * static_cast<A>(kTwoRootTwoOverPi) *
+                                       (y * static_cast<A>(3 * kCubic) + 1)};
     }
     case Activation::kSilu:
     case Activation::kSwiglu: {

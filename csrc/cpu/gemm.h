@@ -1,9 +1,10 @@
 // Matrix products C = A B^T over strided operands of any storage type, for the feed-forward block.
 //
-// The scheme is the usual one (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008): operands
-// are packed, widened to the accumulator's type, into panels that a register-blocked kernel reads in order. A is packed
-// once for the call; each task then owns a block of C, packs its own panels of B, and needs no other thread. The epilogue
-// sees every finished tile while it is in the first-level cache, so bias, activation and residual cost no pass over memory.
+// The scheme is the usual one (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008):
+// operands are packed, widened to the accumulator's type, into panels that a register-blocked kernel reads in order. A
+// is packed once for the call; each task then owns a block of C, packs its own panels of B, and needs no other thread.
+// The epilogue sees every finished tile while it is in the first-level cache, so bias, activation and residual cost no
+// pass over memory.
 //
 // With few rows the weights are read once and the time is theirs, so they are not packed: see gemm_few_rows.
 #pragma once
@@ -22,13 +23,14 @@ template <class A>
 constexpr int kPanelColumns = 2 * Simd<A>::lanes;
 // Depth of a packed block: a panel of B (256 x 2 vectors, 16 KiB with AVX2) stays in the first-level cache.
 constexpr int64_t kDepth = 256;
-// Products added in registers before they join the sum in memory: the rounding error of a sum of n random terms in blocks of
-// b grows with sqrt(b + n / b), and b = 128 costs 2% of the speed.
+// Products added in registers before they join the sum in memory: the rounding error of a sum of n random terms in
+// blocks of b grows with sqrt(b + n / b), and b = 128 costs 2% of the speed.
 constexpr int64_t kSumDepth = 128;
 // Rows of packed A that stay in the second-level cache while the panels of B pass: 192 x 256 floats are 192 KiB.
 constexpr int64_t kRowBlock = 192;
-// A task's block of C. 384 x 192 gave 84 of 102 GFLOP/s on one Zen 3 core; 192 x 192 to 768 x 384 were within 3% of it (768 x
-// 3072 weights, 1024 rows). Larger blocks pack less; tasks are made smaller until there are kTasksPerThread for each thread.
+// A task's block of C. 384 x 192 gave 84 of 102 GFLOP/s on one Zen 3 core; 192 x 192 to 768 x 384 were within 3% of it
+// (768 x 3072 weights, 1024 rows). Larger blocks pack less; tasks are made smaller until there are kTasksPerThread for
+// each thread.
 constexpr int64_t kTaskRows = 384, kTaskColumns = 192;
 constexpr int64_t kTasksPerThread = 4;
 // Up to this many rows, row-contiguous weights are streamed instead of packed.
@@ -159,8 +161,8 @@ struct Product {
   int threads;
 };
 
-// What the epilogue is called with: columns [n, n + columns) of rows [m, m + rows) of C, row i at tile + i * stride, and for
-// a gated product the second of each pair at second + i * stride. All of a vector past `columns` may be read.
+// What the epilogue is called with: columns [n, n + columns) of rows [m, m + rows) of C, row i at tile + i * stride,
+// and for a gated product the second of each pair at second + i * stride. All of a vector past `columns` may be read.
 template <class A>
 struct FinishedTile {
   int64_t m, n;
@@ -232,7 +234,8 @@ void gemm_packed(const Product<A>& p, A* scratch, const Epilogue& epilogue, cons
   });
   parallel_for(blocking.row_blocks * blocking.column_blocks, p.threads, [&](int64_t task, int thread) {
     const int64_t row = task % blocking.row_blocks * blocking.rows, rows = min64(blocking.rows, p.m - row);
-    const int64_t column = task / blocking.row_blocks * blocking.columns, columns = min64(blocking.columns, p.n - column);
+    const int64_t column = task / blocking.row_blocks * blocking.columns,
+                  columns = min64(blocking.columns, p.n - column);
     const int64_t row_panels = ceil_div(rows, MR), column_panels = pair * ceil_div(columns, NR);
     A* const packed_b = own + thread * own_size;
     A* const tiles = packed_b + blocking.packed_b;  // [column panel][row panel][MR][NR]
@@ -256,8 +259,8 @@ void gemm_packed(const Product<A>& p, A* scratch, const Epilogue& epilogue, cons
             if (!last || j % pair != pair - 1) continue;
             const int64_t n = column + j / pair * NR;
             const A* const gate = p.gated ? tile - row_panels * MR * NR : tile;
-            epilogue(FinishedTile<A>{row + i * MR, n, static_cast<int>(here), static_cast<int>(min64(NR, p.n - n)), gate,
-                                     p.gated ? tile : nullptr, NR});
+            epilogue(FinishedTile<A>{row + i * MR, n, static_cast<int>(here), static_cast<int>(min64(NR, p.n - n)),
+                                     gate, p.gated ? tile : nullptr, NR});
           }
     }
   });
@@ -288,15 +291,17 @@ TW_INLINE void dot_block(int64_t depth, const A* a, int64_t lda, const T* b, int
 }
 
 template <class A, int COLUMNS, class T>
-TW_INLINE void dot_rows(int64_t rows, int64_t depth, const A* a, int64_t lda, const T* b, int64_t ldb, A* c, int64_t ldc) {
+TW_INLINE void dot_rows(int64_t rows, int64_t depth, const A* a, int64_t lda, const T* b, int64_t ldb, A* c,
+                        int64_t ldc) {
   int64_t i = 0;
   for (; i + 3 <= rows; i += 3) dot_block<A, 3, COLUMNS>(depth, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
   if (i + 2 == rows) dot_block<A, 2, COLUMNS>(depth, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
   if (i + 1 == rows) dot_block<A, 1, COLUMNS>(depth, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
 }
 
-// c[i][j] for `columns` rows of B from `n` on. Each weight is loaded from memory once, in the order it lies there, and used
-// for every row; 12 accumulators of 3 rows and 4 weights' rows keep the FMA units ahead of the memory up to kFewRows rows.
+// c[i][j] for `columns` rows of B from `n` on. Each weight is loaded from memory once, in the order it lies there, and
+// used for every row; 12 accumulators of 3 rows and 4 weights' rows keep the FMA units ahead of the memory up to
+// kFewRows rows.
 template <class A>
 void dot_columns(const Product<A>& p, int64_t n, int64_t columns, const A* a, int64_t lda, A* c, int64_t ldc) {
   with_dtype<A>(p.b.dtype, [&](auto t) {
@@ -347,9 +352,9 @@ void gemm_empty(const Product<A>& p, const Epilogue& epilogue) {
       epilogue(FinishedTile<A>{m, n, 1, static_cast<int>(min64(W, p.n - n)), zeros, p.gated ? zeros : nullptr, W});
 }
 
-// scratch: gemm_scratch(p) elements, 64-byte aligned. epilogue(tile) is called once for every part of C, from any thread;
-// prefetch(m, n) some time before, for each row of a tile, to start loading what the epilogue will read there: a tile's rows
-// lie on different pages, which no hardware prefetcher follows.
+// scratch: gemm_scratch(p) elements, 64-byte aligned. epilogue(tile) is called once for every part of C, from any
+// thread; prefetch(m, n) some time before, for each row of a tile, to start loading what the epilogue will read there:
+// a tile's rows lie on different pages, which no hardware prefetcher follows.
 template <class A, class Epilogue, class Prefetch = NoPrefetch>
 void gemm(const Product<A>& p, A* scratch, const Epilogue& epilogue, const Prefetch& prefetch = {}) {
   if (p.m == 0 || p.n == 0) return;

@@ -29,11 +29,16 @@ bool has_avx512() {
 }
 #endif
 
-#define TW_TABLE(isa, supported)                                                                                    \
-  {                                                                                                                 \
-    #isa, supported, isa::attention_forward, isa::attention_backward, isa::kvcache_attention, isa::softmax_forward, \
-        isa::softmax_backward, isa::ffn_forward, isa::ffn_backward                                                  \
-  }
+#define TW_TABLE(isa, supported) \
+  {#isa,                         \
+   supported,                    \
+   isa::attention_forward,       \
+   isa::attention_backward,      \
+   isa::kvcache_attention,       \
+   isa::softmax_forward,         \
+   isa::softmax_backward,        \
+   isa::ffn_forward,             \
+   isa::ffn_backward}
 
 // Best first. "wide" comes last: it is only ever asked for by name.
 const CpuKernels kTables[] = {

@@ -1,8 +1,8 @@
 // Threads for the CPU kernels.
 //
 // torch brings an OpenMP runtime whose worker threads spin for a while after each of its own operators. A second pool
-// would fight them for the same cores, so when the process already holds an OpenMP runtime we run on its team, looked up
-// by name at run time; otherwise (no OpenMP: macOS, sanitizer builds) plain threads do. Nothing is linked.
+// would fight them for the same cores, so when the process already holds an OpenMP runtime we run on its team, looked
+// up by name at run time; otherwise (no OpenMP: macOS, sanitizer builds) plain threads do. Nothing is linked.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,8 @@ void run_tasks(int64_t tasks, int num_threads, TaskFn fn, void* context);
 template <class F>
 inline void parallel_for(int64_t tasks, int num_threads, const F& body) {
   run_tasks(
-      tasks, num_threads, [](void* context, int64_t task, int thread) { (*static_cast<const F*>(context))(task, thread); },
+      tasks, num_threads,
+      [](void* context, int64_t task, int thread) { (*static_cast<const F*>(context))(task, thread); },
       const_cast<F*>(&body));
 }
 

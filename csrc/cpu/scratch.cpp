@@ -8,7 +8,8 @@ namespace tilewright {
 namespace {
 
 constexpr size_t kAlignment = 64;
-// A training step of a small model needs some 40 MiB in each feed-forward block; fresh pages for it cost 5% of its time.
+// A training step of a small model needs some 40 MiB in each feed-forward block; fresh pages for it cost 5% of its
+// time.
 constexpr size_t kKeepBytes = size_t{64} << 20;
 
 std::atomic<bool> poison{false};

@@ -7,8 +7,8 @@
 namespace tilewright {
 
 // 64-byte aligned memory that lives as long as this object; data() is null when the allocation failed or bytes is 0.
-// The largest freed block, of up to 64 MiB, is kept for the next call of the same thread: neither small calls nor large ones
-// pay for fresh memory.
+// The largest freed block, of up to 64 MiB, is kept for the next call of the same thread: neither small calls nor large
+// ones pay for fresh memory.
 class Scratch {
  public:
   explicit Scratch(size_t bytes);

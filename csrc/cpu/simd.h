@@ -203,8 +203,8 @@ TW_INLINE auto horizontal_max(V v) {
   return m;
 }
 
-// e^r for |r| <= ln(2)/2. float: 1 + r + r^2 p(r) with p the minimax polynomial of degree 4 for the relative error (Remez
-// exchange in 40 digits): 3.1e-9, a twentieth of a unit in the last place. double: Taylor to r^13, within 5e-18.
+// e^r for |r| <= ln(2)/2. float: 1 + r + r^2 p(r) with p the minimax polynomial of degree 4 for the relative error
+// (Remez exchange in 40 digits): 3.1e-9, a twentieth of a unit in the last place. double: Taylor to r^13, within 5e-18.
 TW_INLINE vfloat exp_reduced(vfloat r) {
   vfloat p = broadcast<float>(0.0013814540177f);
   p = p * r + 0.0083687451089f;
@@ -230,7 +230,8 @@ struct ExpParts {
 TW_INLINE ExpParts<vfloat> exp_split(vfloat x) {
   const vfloat shifted = x * 1.44269504f + 12582912.0f;
   const vfloat n = shifted - 12582912.0f;
-  return {x - n * 0.693359375f + n * 2.12194440e-4f, shifted};  // ln 2 in two parts; the first has 9 bits: n * it is exact
+  return {x - n * 0.693359375f + n * 2.12194440e-4f,
+          shifted};  // ln 2 in two parts; the first has 9 bits: n * it is exact
 }
 TW_INLINE ExpParts<vdouble> exp_split(vdouble x) {
   const vdouble shifted = x * 1.4426950408889634 + 6755399441055744.0;
@@ -238,9 +239,9 @@ TW_INLINE ExpParts<vdouble> exp_split(vdouble x) {
   return {x - n * 6.93147180369123816490e-01 - n * 1.90821492927058770002e-10, shifted};
 }
 
-// exp(x) to about one unit in the last place. exp(-inf) = 0, NaN stays NaN; results that would be subnormal are flushed to
-// 0, and the result saturates at exp(88.72), exp(709.78) for double. The constant comes first in vmin and vmax so that
-// they pass NaN on.
+// exp(x) to about one unit in the last place. exp(-inf) = 0, NaN stays NaN; results that would be subnormal are flushed
+// to 0, and the result saturates at exp(88.72), exp(709.78) for double. The constant comes first in vmin and vmax so
+// that they pass NaN on.
 TW_INLINE vfloat vexp(vfloat x) {
   const vfloat clamped = vmax(broadcast<float>(-104.0f), vmin(broadcast<float>(88.722839f), x));
   const ExpParts<vfloat> parts = exp_split(clamped);
@@ -254,12 +255,14 @@ TW_INLINE vdouble vexp(vdouble x) {
   const vdouble clamped = vmax(broadcast<double>(-750.0), vmin(broadcast<double>(709.782712893384), x));
   const ExpParts<vdouble> parts = exp_split(clamped);
   const vlong n = (vlong)parts.shifted - 0x4338000000000000;
-  const vlong half = ((n + 4096) >> 1) - 2048;  // n is positive before the shift: AVX2 has no arithmetic one for 64 bits
+  const vlong half =
+      ((n + 4096) >> 1) - 2048;  // n is positive before the shift: AVX2 has no arithmetic one for 64 bits
   const vdouble result = exp_reduced(parts.r) * (vdouble)((half + 1023) << 52) * (vdouble)((n - half + 1023) << 52);
   return x < -708.3964 ? vdouble{} : result;
 }
 
-// exp(x) for x <= 0, a quarter cheaper: the exponent needs one step, whose field reaches 0 at the clamp, which gives exp = 0.
+// exp(x) for x <= 0, a quarter cheaper: the exponent needs one step, whose field reaches 0 at the clamp, which gives
+// exp = 0.
 TW_INLINE vfloat vexp_nonpositive(vfloat x) {
   const ExpParts<vfloat> parts = exp_split(vmax(broadcast<float>(-88.0f), x));
   return exp_reduced(parts.r) * (vfloat)(((vuint)parts.shifted << 23) + 0x3F800000u);

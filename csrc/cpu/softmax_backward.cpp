@@ -1,5 +1,6 @@
-// The gradients of softmax, dx = scale * y (dy - sum(y dy)), and of log_softmax, dx = scale * (dy - exp(y) sum(dy)). Excluded
-// entries (y = 0, or y = -inf) get 0. A row that fits the buffers is read once and written once, longer rows are read twice.
+// The gradients of softmax, dx = scale * y (dy - sum(y dy)), and of log_softmax, dx = scale * (dy - exp(y) sum(dy)).
+// Excluded entries (y = 0, or y = -inf) get 0. A row that fits the buffers is read once and written once, longer rows
+// are read twice.
 #include "isa.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -98,7 +99,8 @@ class Backward {
 
   void finish(const RowAt& at, int64_t first, int64_t count, A total, const Buffers& b) const {
     const Vec<A> totals = broadcast<A>(total);
-    for (int64_t j = 0; j < count; j += L) store(b.y + j, gradient<A, log>(load(b.y + j), load(b.dy + j), totals, scale_));
+    for (int64_t j = 0; j < count; j += L)
+      store(b.y + j, gradient<A, log>(load(b.y + j), load(b.dy + j), totals, scale_));
     store_row(dx_, at.x + first * p_.x_stride, p_.x_stride, count, streaming_, b.y);
   }
 
@@ -146,7 +148,9 @@ class Backward {
           stream_fence();
         });
       };
-      for_blocks([&](int64_t b, int64_t first, int64_t count, const Buffers& own) { sums[b] = load_block(at, first, count, own); });
+      for_blocks([&](int64_t b, int64_t first, int64_t count, const Buffers& own) {
+        sums[b] = load_block(at, first, count, own);
+      });
       const A total = total_of(sums, blocks);
       for_blocks([&](int64_t, int64_t first, int64_t count, const Buffers& own) {
         load_block(at, first, count, own);

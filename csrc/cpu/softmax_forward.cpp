@@ -1,9 +1,10 @@
 // softmax and log_softmax, forward.
 //
-// A block of columns is brought into a buffer as scores; its maximum m_b and sum of exponentials s_b are found; the blocks'
-// are joined, sum = sum_b s_b exp(m_b - m) (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018); then
-// the block is finished. A row that fits the buffer is one block: it is read once, exponentiated once and written once.
-// Longer rows are read twice, and their blocks can be shared by threads: the order of the sums never depends on how many.
+// A block of columns is brought into a buffer as scores; its maximum m_b and sum of exponentials s_b are found; the
+// blocks' are joined, sum = sum_b s_b exp(m_b - m) (Milakov and Gimelshein, "Online normalizer calculation for
+// softmax", 2018); then the block is finished. A row that fits the buffer is one block: it is read once, exponentiated
+// once and written once. Longer rows are read twice, and their blocks can be shared by threads: the order of the sums
+// never depends on how many.
 #include "isa.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -13,7 +14,8 @@ namespace tilewright {
 namespace TW_ISA {
 namespace {
 
-// Elements of a buffer. A row that fits stays in the second-level cache between its passes; see kWideBlock for the rest.
+// Elements of a buffer. A row that fits stays in the second-level cache between its passes; see kWideBlock for the
+// rest.
 constexpr int64_t kResident = 64 * 1024;
 // Block of a row that does not fit: the two passes over it run in the first-level cache.
 constexpr int64_t kWideBlock = 4096;
@@ -115,14 +117,13 @@ class Forward {
     if (rows_ == 0 || p_.n == 0) return Status::kOk;
     const bool unit_stride = p_.x_stride == 1 && p_.y_stride == 1;
     // A tile wastes its idle lanes, so that few rows are better taken one by one even where that gathers.
-    if ((unit_stride && p_.n >= W) || rows_ < L) return p_.n <= kResident || rows_ >= 2 * p_.num_threads ? rows() : wide_rows();
+    if ((unit_stride && p_.n >= W) || rows_ < L)
+      return p_.n <= kResident || rows_ >= 2 * p_.num_threads ? rows() : wide_rows();
     return tiles();
   }
 
  private:
-  int64_t kept(int64_t index) const {
-    return p_.causal ? max64(0, min64(p_.n, index + p_.causal_shift + 1)) : p_.n;
-  }
+  int64_t kept(int64_t index) const { return p_.causal ? max64(0, min64(p_.n, index + p_.causal_shift + 1)) : p_.n; }
   int64_t block_columns() const { return p_.n <= kResident ? kResident : kWideBlock; }
 
   // --- one row at a time
@@ -134,7 +135,8 @@ class Forward {
     for (int64_t j = count; j % L != 0; ++j) s[j] = -INFINITY;  // a negative or zero scale has changed the padding
     if (p_.mask != nullptr || !(scale_ > 0)) {
       if (p_.mask != nullptr)
-        with_mask<A>(p_, [&](auto* mask) { mask_row(mask + at.third + first * p_.mask_stride, p_.mask_stride, count, s); });
+        with_mask<A>(p_,
+                     [&](auto* mask) { mask_row(mask + at.third + first * p_.mask_stride, p_.mask_stride, count, s); });
       max = max_of(s, count);
     }
     return max;
@@ -147,7 +149,8 @@ class Forward {
 
   // Writes columns [first, first + count). `s` holds their exponentials when `exponentiated`, else their scores.
   void finish(const RowAt& at, int64_t first, int64_t count, const Stats<A>& row, bool exponentiated, A* s) const {
-    finish_block(count, exponentiated, broadcast<A>(base_of(row.max)), broadcast<A>(row.sum), broadcast<A>(log_sum(row.sum)), L, s);
+    finish_block(count, exponentiated, broadcast<A>(base_of(row.max)), broadcast<A>(row.sum),
+                 broadcast<A>(log_sum(row.sum)), L, s);
     store_row(y_, at.y + first * p_.y_stride, p_.y_stride, count, streaming_, s);
   }
 
@@ -223,7 +226,8 @@ class Forward {
           stream_fence();
         });
       };
-      for_blocks([&](int64_t b, int64_t first, int64_t count, A* s) { stats[b] = block_stats(at, first, count, false, s); });
+      for_blocks(
+          [&](int64_t b, int64_t first, int64_t count, A* s) { stats[b] = block_stats(at, first, count, false, s); });
       const Stats<A> row = join(stats, blocks);
       for_blocks([&](int64_t, int64_t first, int64_t count, A* s) {
         load_scores(at, first, count, s);

@@ -1,6 +1,6 @@
-// Moving softmax's rows between the tensors and a buffer of accumulators: the only places that see storage types, strides
-// and masks. A block holds either one row, or a tile of kTileLanes rows side by side (element j of lane l at
-// [j * kTileLanes + l]) so that short rows and rows along another dimension fill vectors as well.
+// Moving softmax's rows between the tensors and a buffer of accumulators: the only places that see storage types,
+// strides and masks. A block holds either one row, or a tile of kTileLanes rows side by side (element j of lane l at [j
+// * kTileLanes + l]) so that short rows and rows along another dimension fill vectors as well.
 #pragma once
 
 #include <type_traits>
@@ -50,7 +50,8 @@ TW_INLINE int64_t row_count(const SoftmaxParams& p) {
   return rows;
 }
 
-// Where a row begins in each tensor; `third` is the mask, or dy in the backward. `index` counts along the last dimension.
+// Where a row begins in each tensor; `third` is the mask, or dy in the backward. `index` counts along the last
+// dimension.
 struct RowAt {
   int64_t x = 0, y = 0, third = 0, index = 0;
 };
@@ -177,7 +178,7 @@ struct Tile {
 
 // f(lane, element) for every element of the tile, in the order that reads memory along its smaller stride.
 template <class A, class F>
-TW_INLINE void for_tile(const Tile<A>& tile, int64_t RowAt::*offset, int64_t stride, int64_t count, const F& f) {
+TW_INLINE void for_tile(const Tile<A>& tile, int64_t RowAt::* offset, int64_t stride, int64_t count, const F& f) {
   if (stride == 1) {
     for (int l = 0; l < tile.lanes; ++l)
       for (int64_t j = 0; j < count; ++j) f(l, j, tile.at[l].*offset + j);
@@ -189,15 +190,17 @@ TW_INLINE void for_tile(const Tile<A>& tile, int64_t RowAt::*offset, int64_t str
 
 // Whether lane l of the tile is `step` elements after lane l - 1, for every lane in use.
 template <class A>
-TW_INLINE bool lanes_step_by(const Tile<A>& tile, int64_t RowAt::*offset, int64_t step) {
+TW_INLINE bool lanes_step_by(const Tile<A>& tile, int64_t RowAt::* offset, int64_t step) {
   for (int l = 1; l < tile.lanes; ++l)
     if (tile.at[l].*offset != tile.at[l - 1].*offset + step) return false;
   return true;
 }
 
-// Visits the vectors of a tile whose lanes are neighbours in memory: whole(buffer, pointer) and part(buffer, pointer, n).
+// Visits the vectors of a tile whose lanes are neighbours in memory: whole(buffer, pointer) and part(buffer, pointer,
+// n).
 template <class A, class T, class Whole, class Part>
-TW_INLINE void for_vectors(const Tile<A>& tile, T* at, int64_t stride, int64_t count, A* buffer, const Whole& whole, const Part& part) {
+TW_INLINE void for_vectors(const Tile<A>& tile, T* at, int64_t stride, int64_t count, A* buffer, const Whole& whole,
+                           const Part& part) {
   constexpr int L = kLanes<A>;
   for (int64_t j = 0; j < count; ++j, at += stride, buffer += kTileLanes<A>) {
     int l = 0;
@@ -208,8 +211,8 @@ TW_INLINE void for_vectors(const Tile<A>& tile, T* at, int64_t stride, int64_t c
 
 // buffer[j][l] = element `first` + j of row l. Lanes that are not in use hold 0.
 template <class A>
-void load_tile(const Storage& tensor, const Tile<A>& tile, int64_t RowAt::*offset, int64_t stride, int64_t first, int64_t count,
-               A* buffer) {
+void load_tile(const Storage& tensor, const Tile<A>& tile, int64_t RowAt::* offset, int64_t stride, int64_t first,
+               int64_t count, A* buffer) {
   constexpr int W = kTileLanes<A>;
   if (tile.lanes < W) std::memset(buffer, 0, static_cast<size_t>(count * W) * sizeof(A));
   with_dtype<A>(tensor.dtype, [&](auto t) {
@@ -224,7 +227,7 @@ void load_tile(const Storage& tensor, const Tile<A>& tile, int64_t RowAt::*offse
 }
 
 template <class A>
-void store_tile(const Storage& tensor, const Tile<A>& tile, int64_t RowAt::*offset, int64_t stride, int64_t first,
+void store_tile(const Storage& tensor, const Tile<A>& tile, int64_t RowAt::* offset, int64_t stride, int64_t first,
                 int64_t count, A* buffer) {
   constexpr int W = kTileLanes<A>;
   with_dtype<A>(tensor.dtype, [&](auto t) {
@@ -244,7 +247,8 @@ void mask_tile(const M* mask, const Tile<A>& tile, int64_t stride, int64_t count
   constexpr int W = kTileLanes<A>;
   if (lanes_step_by(tile, &RowAt::third, 1))
     return for_vectors(
-        tile, mask + tile.at[0].third, stride, count, s, [](A* b, const M* p) { store(b, masked_vector<A>(load(b), p)); },
+        tile, mask + tile.at[0].third, stride, count, s,
+        [](A* b, const M* p) { store(b, masked_vector<A>(load(b), p)); },
         [](A* b, const M* p, int n) {
           for (int l = 0; l < n; ++l) b[l] = masked(b[l], p[l]);
         });
@@ -252,14 +256,16 @@ void mask_tile(const M* mask, const Tile<A>& tile, int64_t stride, int64_t count
            [&](int l, int64_t j, int64_t at) { s[j * W + l] = masked(s[j * W + l], mask[at]); });
 }
 
-// body(tile, thread) for tiles over all rows. Where the rows along the last row dimension are neighbours in memory, a tile
-// stays within one line of them.
+// body(tile, thread) for tiles over all rows. Where the rows along the last row dimension are neighbours in memory, a
+// tile stays within one line of them.
 template <class A, class F>
-void for_tiles(const SoftmaxParams& p, const int64_t* third_stride, int64_t rows, int64_t tiles_per_task, const F& body) {
+void for_tiles(const SoftmaxParams& p, const int64_t* third_stride, int64_t rows, int64_t tiles_per_task,
+               const F& body) {
   constexpr int W = kTileLanes<A>;
   const int last = p.row_dims - 1;
   const bool neighbours = last >= 0 && p.x_row_stride[last] == 1 && p.row_shape[last] >= kLanes<A>;
-  const int64_t line = neighbours ? p.row_shape[last] : rows, per_line = ceil_div(line, W), tiles = rows / line * per_line;
+  const int64_t line = neighbours ? p.row_shape[last] : rows, per_line = ceil_div(line, W),
+                tiles = rows / line * per_line;
   parallel_for(ceil_div(tiles, tiles_per_task), p.num_threads, [&](int64_t task, int thread) {
     for (int64_t t = task * tiles_per_task; t < min64(tiles, (task + 1) * tiles_per_task); ++t) {
       const int64_t first = t % per_line * W;
