@@ -36,7 +36,7 @@ def train_step(folder: Path, seconds: float, seed: int) -> Outcome:
     model.save_pretrained(folder, tokenizer=tokenizer)
     first, last = history.losses[0], history.validation[-1][1]
     prompt = tokenizer.encode(PROMPT)
-    tokens = model.generate([prompt], max_new_tokens=160, do_sample=True, temperature=0.7, top_k=50, seed=seed)
+    tokens = model.generate([prompt], do_sample=True, temperature=0.7, top_k=50, seed=seed)  # to the last position
     text = tokenizer.decode(tokens[0].tolist())
     print("\n" + "\n".join("    " + line for line in text.splitlines()) + "\n")
     summary = (
