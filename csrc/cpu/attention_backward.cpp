@@ -81,20 +81,26 @@ struct Workspace {
 // --- statistics
 // --------------------------------------------------------------------------------------------------------
 
+// dot[r] = dout_r . out_r of `count` rows, summed in the order in which the matrix products sum dP = dO V^T. Where a row
+// attends to one key, dP and delta are then the same number, and dS is the 0 that it should be, not rounding. Four rows at
+// a time, since each sum is a chain of additions that wait for one another.
 template <class A>
-A dot_rows(DType dtype, const char* x, const char* y, int64_t dim) {
-  constexpr int L = Simd<A>::lanes;
-  A sum = 0;
+void dot_rows(DType dtype, const char* const* x, const char* const* y, int count, int64_t dim, A* dot) {
   with_dtype<A>(dtype, [&](auto t) {
     using T = decltype(t);
-    const T *a = reinterpret_cast<const T*>(x), *b = reinterpret_cast<const T*>(y);
-    Vec<A> total{};
-    int64_t d = 0;
-    for (; d + L <= dim; d += L) total += load(a + d) * load(b + d);
-    sum = horizontal_sum(total);
-    for (; d < dim; ++d) sum += static_cast<A>(to_float(a[d])) * static_cast<A>(to_float(b[d]));
+    for (int r = 0; r < count; r += 4) {
+      const T *a[4], *b[4];
+      for (int i = 0; i < 4; ++i) {
+        const int row = r + i < count ? r + i : count - 1;
+        a[i] = reinterpret_cast<const T*>(x[row]);
+        b[i] = reinterpret_cast<const T*>(y[row]);
+      }
+      A sum[4] = {0, 0, 0, 0};
+      for (int64_t d = 0; d < dim; ++d)
+        for (int i = 0; i < 4; ++i) sum[i] += static_cast<A>(to_float(a[i][d])) * static_cast<A>(to_float(b[i][d]));
+      for (int i = 0; i < 4 && r + i < count; ++i) dot[r + i] = sum[i];
+    }
   });
-  return sum;
 }
 
 template <class A>
@@ -109,17 +115,22 @@ void strip_stats(const Plan<A>& plan, const Sequence& s, const HeadGroup& group,
   const auto at = [&](const View4& view, int r) {
     return double{static_cast<const A*>(view.data)[query_offset(p, view, s, strip.head[r], strip.row[r])]};
   };
+  const char *grads[kStripLanes<A>], *outs[kStripLanes<A>];
+  for (int r = 0; r < strip.count; ++r) {
+    grads[r] = query_row(p, p.dout, s, strip.head[r], strip.row[r]);
+    outs[r] = query_row(p, p.out, s, strip.head[r], strip.row[r]);
+  }
+  for (int r = strip.count; r < kStripLanes<A>; ++r) stats.delta[r] = 0;
+  dot_rows<A>(p.dtype, grads, outs, strip.count, p.head_dim_v, stats.delta);
   for (int r = 0; r < kStripLanes<A>; ++r) {
     stats.max[r] = static_cast<A>(kInfinity);
-    stats.log_sum[r] = stats.delta[r] = 0;
+    stats.log_sum[r] = 0;
     if (r >= strip.count) continue;
     const double lse = at(p.lse, r), low = p.lse_low.data != nullptr ? at(p.lse_low, r) : 0;
     if (lse != -kInfinity) {
       stats.max[r] = static_cast<A>(lse / unit);
       stats.log_sum[r] = static_cast<A>((lse / unit - double{stats.max[r]}) + low / unit);
     }
-    stats.delta[r] = dot_rows<A>(p.dtype, query_row(p, p.dout, s, strip.head[r], strip.row[r]),
-                                 query_row(p, p.out, s, strip.head[r], strip.row[r]), p.head_dim_v);
     if (p.dlse.data != nullptr) stats.delta[r] -= static_cast<A>(at(p.dlse, r));
   }
 }
