@@ -61,16 +61,15 @@ void gemm_columns(int64_t rows, int64_t depth, const A* a, int64_t lda, const A*
                   Accumulate<A> accumulate) {
   const int64_t step = TRANSPOSED ? 1 : lda;
   int64_t i = 0;
-  for (; i + kTileRows <= rows; i += kTileRows)
+  // Eight rows are left as 4 + 4: a tile of two rows has too few sums to hide the latency of an FMA.
+  for (; i + kTileRows <= rows && rows - i != 8; i += kTileRows)
     gemm_tile<A, kTileRows, VECTORS, TRANSPOSED>(depth, a + i * step, lda, b, ldb, c + i * ldc, ldc, accumulate);
   if (kTileRows > 8 && i + 8 <= rows) {
     gemm_tile<A, 8, VECTORS, TRANSPOSED>(depth, a + i * step, lda, b, ldb, c + i * ldc, ldc, accumulate);
     i += 8;
   }
-  if (i + 4 <= rows) {
+  for (; i + 4 <= rows; i += 4)
     gemm_tile<A, 4, VECTORS, TRANSPOSED>(depth, a + i * step, lda, b, ldb, c + i * ldc, ldc, accumulate);
-    i += 4;
-  }
   if (i + 2 <= rows) {
     gemm_tile<A, 2, VECTORS, TRANSPOSED>(depth, a + i * step, lda, b, ldb, c + i * ldc, ldc, accumulate);
     i += 2;
