@@ -34,7 +34,9 @@ struct Plan {
   int64_t key_block;  // keys
   int64_t shares;     // tasks that the key blocks of one head are dealt to
   RowStats<A> stats;  // [B * Hkv][strips * lanes]
-  A* dq;              // shares > 1: [B * Hkv][shares][strips][D][lanes]
+  // With shares > 1, common to the shares of a head:
+  A *queries, *grads;  // [B * Hkv][strips][D or Dv][lanes]
+  A* dq;               // [B * Hkv][shares][strips][D][lanes]
   int64_t rows() const { return strips * kStripLanes<A>; }
 };
 
@@ -63,8 +65,8 @@ struct Workspace {
   Workspace(const Plan<A>& plan, Carver& carver) : buffers(plan.p, plan.key_block, kStride, carver) {
     const AttentionParams& p = plan.p;
     constexpr int L = Simd<A>::lanes;
-    queries = carver.take<A>(plan.rows() * p.head_dim);
-    grads = carver.take<A>(plan.rows() * p.head_dim_v);
+    queries = carver.take<A>(plan.shares == 1 ? plan.rows() * p.head_dim : 0);
+    grads = carver.take<A>(plan.shares == 1 ? plan.rows() * p.head_dim_v : 0);
     query_rows = carver.take<A>(plan.rows() * round_up(p.head_dim, L));
     grad_rows = carver.take<A>(plan.rows() * round_up(p.head_dim_v, L));
     dq = carver.take<A>(p.dq.data != nullptr && plan.shares == 1 ? plan.rows() * p.head_dim : 0);
@@ -103,14 +105,17 @@ void dot_rows(DType dtype, const char* const* x, const char* const* y, int count
   });
 }
 
+// The first pass over the queries: statistics, and Q^T and dO^T where several tasks will read them.
 template <class A>
-void strip_stats(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t index) {
+void prepare_strip(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t index) {
   const AttentionParams& p = plan.p;
   const int64_t first = index * kStripLanes<A>;
   if (first >= s.len_q * group.size) return;
   Strip<A> strip;
   make_strip(p, s, group, first, &strip);
-  const RowStats<A> stats = plan.stats.at((s.batch * p.heads_kv + group.kv) * plan.rows() + first);
+  const int64_t row = (s.batch * p.heads_kv + group.kv) * plan.rows() + first;
+  if (plan.shares > 1) pack_query_strip(p, s, strip, plan.queries + row * p.head_dim, plan.grads + row * p.head_dim_v);
+  const RowStats<A> stats = plan.stats.at(row);
   const double unit = natural_log<A>(p);
   const auto at = [&](const View4& view, int r) {
     return double{static_cast<const A*>(view.data)[query_offset(p, view, s, strip.head[r], strip.row[r])]};
@@ -213,7 +218,12 @@ void key_blocks(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, 
   if (p.dq.data != nullptr) zero(dq, strips * lanes * p.head_dim);
   if (share * plan.key_block >= s.len_k && plan.shares > 1) return;
 
-  for (int64_t i = 0; i < strips; ++i) {
+  if (plan.shares > 1) {
+    const int64_t row = (s.batch * p.heads_kv + group.kv) * plan.rows();
+    w.queries = plan.queries + row * p.head_dim;
+    w.grads = plan.grads + row * p.head_dim_v;
+  }
+  for (int64_t i = 0; i < strips && plan.shares == 1; ++i) {
     make_strip(p, s, group, i * lanes, &w.strips[0]);
     pack_query_strip(p, s, w.strips[0], w.queries + i * p.head_dim * lanes, w.grads + i * p.head_dim_v * lanes);
   }
@@ -258,7 +268,8 @@ Status backward_as(const AttentionParams& p) {
   const int threads = p.num_threads < 1 ? 1 : p.num_threads;
   const int64_t groups = p.batch * p.heads_kv;
   if (groups == 0) return Status::kOk;
-  Plan<A> plan{p, (p.seqlen_q * (p.heads / p.heads_kv) + lanes - 1) / lanes, kKeyBlock, 1, {}, nullptr};
+  Plan<A> plan{p,      (p.seqlen_q * (p.heads / p.heads_kv) + lanes - 1) / lanes, kKeyBlock, 1, {}, nullptr, nullptr,
+               nullptr};
   while (plan.key_block > kKeyBlock / 8 && groups * ((p.seqlen_k + plan.key_block - 1) / plan.key_block) < 6)
     plan.key_block /= 2;
   const int64_t key_block_count = (p.seqlen_k + plan.key_block - 1) / plan.key_block;
@@ -269,6 +280,8 @@ Status backward_as(const AttentionParams& p) {
   const auto carve_shared = [&](Carver& carver) {
     plan.stats = {carver.take<A>(groups * plan.rows()), carver.take<A>(groups * plan.rows()),
                   carver.take<A>(groups * plan.rows())};
+    plan.queries = carver.take<A>(plan.shares > 1 ? groups * plan.rows() * p.head_dim : 0);
+    plan.grads = carver.take<A>(plan.shares > 1 ? groups * plan.rows() * p.head_dim_v : 0);
     plan.dq = carver.take<A>(split_dq ? groups * plan.shares * plan.rows() * p.head_dim : 0);
   };
   Carver measure(nullptr);
@@ -295,7 +308,7 @@ Status backward_as(const AttentionParams& p) {
     });
   };
   run(plan.strips,
-      [&](const Sequence& s, const HeadGroup& group, int64_t index, int) { strip_stats(plan, s, group, index); });
+      [&](const Sequence& s, const HeadGroup& group, int64_t index, int) { prepare_strip(plan, s, group, index); });
   if (p.dq.data != nullptr || p.dk.data != nullptr || p.dv.data != nullptr) {
     run(plan.shares, [&](const Sequence& s, const HeadGroup& group, int64_t share, int thread) {
       Carver own = thread_memory(thread);

@@ -144,10 +144,8 @@ void load_mask_as(const AttentionParams& p, const Sequence& s, const Strip<A>& s
 template <class A>
 void load_mask(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, int64_t key, int64_t n, A* dst) {
   switch (p.mask_dtype) {
-    case DType::kBool:
-      return load_mask_as<A, MaskBool>(p, s, strip, key, n, dst);
-    case DType::kFloat32:
-      return load_mask_as<A, float>(p, s, strip, key, n, dst);
+    case DType::kBool: return load_mask_as<A, MaskBool>(p, s, strip, key, n, dst);
+    case DType::kFloat32: return load_mask_as<A, float>(p, s, strip, key, n, dst);
     case DType::kFloat64:
       if constexpr (sizeof(A) == 8) load_mask_as<A, double>(p, s, strip, key, n, dst);
       return;
