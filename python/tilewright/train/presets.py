@@ -17,7 +17,8 @@ class Preset:
 
 
 # A byte-level model that writes recognisable Python after about a minute on two cores: 2565 steps and a validation loss
-# of 1.64 nats per byte took 112 s of one Zen 3 core's time on the CPU kernels. What was tried, validation loss on the standard library's sources, each pair at about equal cost (2 blocks of width 128 where nothing is said):
+# of 1.64 nats per byte took 112 s of one Zen 3 core's time on the CPU kernels. What was tried: validation loss on the
+# standard library's sources, each pair at about equal cost (2 blocks of width 128 where nothing is said).
 #   weights' deviation 0.06 instead of GPT-2's 0.02           2.23 against 2.39 (410k bytes; 0.1: 2.31)
 #   steps of 512 bytes instead of 1024                        2.09 against 2.23 (410k bytes)
 #   2 blocks of width 128 instead of 4; instead of width 192  2.09 against 2.29; 2.35
