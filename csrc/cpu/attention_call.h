@@ -134,6 +134,9 @@ class Carver {
   int64_t used_ = 0;
 };
 
+// The threads for a pass over so many elements; waking others is not worth it for a few.
+inline int threads_for(int64_t elements, int threads) { return elements < 65536 ? 1 : threads; }
+
 inline bool valid_offsets(const int32_t* offsets, int64_t batch, int64_t total, int64_t longest) {
   if (offsets[0] < 0) return false;
   for (int64_t b = 0; b < batch; ++b) {

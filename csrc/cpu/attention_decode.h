@@ -11,7 +11,9 @@
 namespace tilewright {
 namespace TW_ISA {
 
-constexpr int kDecodeRows = 8;
+// Beyond these many rows whole strips are worth their lanes. They are one strip in any case.
+template <class A>
+constexpr int kDecodeRows = kStripLanes<A> < 8 ? kStripLanes<A> : 8;
 constexpr int64_t kDecodeTile = 64;  // keys: V's tile is still in L1 or L2 for the second row
 // The hardware's own prefetching loses its way between the rows that are read side by side: +10% bandwidth on a Zen 3
 // core with 8 to 32 rows alike.
@@ -24,10 +26,10 @@ struct DecodeBuffers {
   DecodeBuffers(const AttentionParams& p, Carver& carver) {
     constexpr int L = Simd<A>::lanes;
     const int64_t width = round_up(p.head_dim, L), width_v = round_up(p.head_dim_v, L);
-    queries = carver.take<A>(kDecodeRows * width);
+    queries = carver.take<A>(kDecodeRows<A> * width);
     keys = carver.take<A>(L * width);
     values = carver.take<A>(kDecodeTile * width_v);
-    out = carver.take<A>(kDecodeRows * width_v);
+    out = carver.take<A>(kDecodeRows<A> * width_v);
   }
 };
 
@@ -83,7 +85,7 @@ TW_INLINE void decode_sum(const A* weights, const A* const* v, int64_t offset, i
   }
 }
 
-// The strip (at most kDecodeRows rows) over keys [begin, end); begin is a multiple of 4.
+// The strip (at most kDecodeRows<A> rows) over keys [begin, end); begin is a multiple of 4.
 template <class A>
 void decode_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, const KeyRows& keys,
                   const KeyRows& values, int64_t begin, int64_t end, const ScoreBuffers<A>& w,
@@ -122,7 +124,7 @@ void decode_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& s
     state->started = true;
   }
   if (!state->started) return;
-  const char* out[kDecodeRows];
+  const char* out[kDecodeRows<A>];
   for (int r = 0; r < strip.count; ++r) out[r] = reinterpret_cast<const char*>(buffers.out + r * width_v);
   pack_strip<A>(sizeof(A) == 8 ? DType::kFloat64 : DType::kFloat32, out, strip.count, p.head_dim_v, A{1}, state->out);
 }

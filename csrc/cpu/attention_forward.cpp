@@ -162,7 +162,7 @@ void attend_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group
   }
 
   const KeyRows k = key_rows(p, p.k, s, group.kv), v = key_rows(p, p.v, s, group.kv);
-  const bool decode = rows <= kDecodeRows;
+  const bool decode = rows <= kDecodeRows<A>;
   if (decode) decode_strip(p, s, w.strip[0], k, v, begin / 4 * 4, end, w.scores, w.decode, &states[0]);
   for (int64_t tile = begin / kKeyTile * kKeyTile; tile < end && !decode; tile += kKeyTile) {
     const int64_t lo = tile > begin ? tile : begin, hi = tile + kKeyTile < end ? tile + kKeyTile : end;
@@ -279,7 +279,7 @@ Status attend_as(const AttentionParams& p, int64_t asked_splits) {
     attend_block(plan, sequence_of(p, group / p.heads_kv), group_of(p, group % p.heads_kv), block, split, w);
   });
   if (plan.splits == 1) return Status::kOk;
-  parallel_for(groups * plan.strips, threads, [&](int64_t task, int) {
+  parallel_for(groups * plan.strips, threads_for(partial, threads), [&](int64_t task, int) {
     const int64_t group = task / plan.strips;
     merge_strip(plan, sequence_of(p, group / p.heads_kv), group_of(p, group % p.heads_kv), task % plan.strips);
   });

@@ -28,7 +28,8 @@ Status kvcache_attention(const AttentionParams& p) {
   const bool appends = p.k_new.data != nullptr && p.seqlen_new > 0;
   if (appends && (p.seqlens_k == nullptr || p.v_new.data == nullptr)) return Status::kBadLengths;
   if (appends) {
-    parallel_for(p.batch * p.heads_kv, p.num_threads, [&](int64_t task, int) {
+    const int64_t elements = p.batch * p.heads_kv * p.seqlen_new * (p.head_dim + p.head_dim_v);
+    parallel_for(p.batch * p.heads_kv, threads_for(elements, p.num_threads), [&](int64_t task, int) {
       const Sequence s = sequence_of(p, task / p.heads_kv);
       append(p, s, task % p.heads_kv, p.k, p.k_new, p.head_dim);
       append(p, s, task % p.heads_kv, p.v, p.v_new, p.head_dim_v);
