@@ -25,7 +25,7 @@ PyGetSetDef* attention_fields() {
       TW_FIELD(v),
       TW_FIELD(out),
       TW_FIELD(lse),
-      TW_FIELD(lse_low),
+      TW_FIELD(row_stats),
       TW_FIELD(mask),
       TW_FIELD(alibi_slopes),
       TW_FIELD(sinks),

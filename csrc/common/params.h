@@ -51,9 +51,9 @@ struct View4 {
 
 // attention, varlen_attention and kvcache_attention: the same kernels over differently addressed sequences.
 //   plain    q (B, H, Sq, D), k (B, Hkv, Sk, D), v (B, Hkv, Sk, Dv), out (B, H, Sq, Dv), lse (B, H, Sq)
-//   varlen   cu_seqlens_* set: stride[0] is unused, sequence b is rows [cu[b], cu[b+1]) of dimension 2; lse (-, H,
-//   total_q) kvcache  seqlens_k set: sequence b attends to its first seqlens_k[b] keys; with block_table, key j of
-//   sequence b is
+//   varlen   cu_seqlens_* set: stride[0] is unused, sequence b is rows [cu[b], cu[b+1]) of dimension 2;
+//            lse (-, H, total_q)
+//   kvcache  seqlens_k set: sequence b attends to its first seqlens_k[b] keys; with block_table, key j of sequence b is
 //            row j % page_size of page block_table[b, j / page_size], and stride[0] of k and v steps between pages
 // The last stride of q, k, v, out and their gradients is 1.
 struct AttentionParams {
@@ -63,7 +63,7 @@ struct AttentionParams {
 
   View4 q, k, v, out;
   View4 lse;      // strides (b, h, s); float, or double when dtype is kFloat64
-  View4 lse_low;  // as lse: what lse lost when it was rounded; written by a forward and read by a backward if given
+  View4 row_stats;     // (b, h, s, 2): the row's maximum and 1 / sum, in the kernel's units, from forward to backward
   View4 mask;     // (B, H, Sq, Sk) broadcast by stride 0; indexed by position within the sequence
   View4 alibi_slopes;  // float, strides (b, h)
   View4 sinks;         // stride (h)
@@ -130,8 +130,8 @@ struct SoftmaxParams {
 };
 
 // out = residual + dropout(act(x @ w_in^T + b_in) @ w_out^T + b_out)
-//   x (M, C), w_in (F or 2F, C), w_out (E, F), out and residual (M, E), pre = x @ w_in^T + b_in: (M, F or 2F),
-//   contiguous
+//   x (M, C), w_in (F or 2F, C), w_out (E, F), out and residual (M, E);
+//   pre = x @ w_in^T + b_in: (M, F or 2F), contiguous
 struct FfnParams {
   DType dtype = DType::kFloat32;  // of every tensor
   Activation activation = Activation::kGeluTanh;

@@ -1,6 +1,7 @@
 // The gradients of the feed-forward block, a block of rows at a time:
-//   dz = dropout(dout); dh = dz w_out; dpre = dh act'(pre) (for a gated one: dgate = dh up act'(gate), dup = dh
-//   act(gate)) dx = dpre w_in; dw_in += dpre^T x; dw_out += dz^T hidden; db_in, db_out: column sums of dpre, dz
+//   dz = dropout(dout); dh = dz w_out; dpre = dh act'(pre)
+//   (gated: dgate = dh up act'(gate), dup = dh act(gate)); dx = dpre w_in
+//   dw_in += dpre^T x; dw_out += dz^T hidden; db_in, db_out: column sums of dpre, dz
 // The dropout mask is generated again, hidden is recomputed from pre, and pre from x where it was not kept. Every sum
 // has a fixed order, whatever the number of threads.
 #include "ffn.h"

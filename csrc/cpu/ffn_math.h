@@ -6,15 +6,16 @@
 namespace tilewright {
 namespace TW_ISA {
 
-// 1 / (1 + exp(-x)) and 1 / (1 + exp(x)), each with full relative accuracy on both sides, and no overflow.
+// The logistic function s(x) = 1 / (1 + exp(-x)), with full relative accuracy on both sides and no overflow: s(x), s(-x),
+// and y s(x), which is one rounding better than their product.
 template <class V>
-struct Sigmoids {
-  V of_x, of_minus_x;
+struct Logistic {
+  V of_x, of_minus_x, weighted;
 };
 template <class V>
-TW_INLINE Sigmoids<V> sigmoids(V x) {
-  const V e = vexp_nonpositive(x < V{} ? x : -x), large = 1 / (e + 1), small = e * large;
-  return {x < V{} ? small : large, x < V{} ? large : small};
+TW_INLINE Logistic<V> logistic(V x, V y) {
+  const V one = V{} + 1, e = vexp_nonpositive(x < V{} ? x : -x), sum = e + 1;
+  return {(x < V{} ? e : one) / sum, (x < V{} ? one : e) / sum, (x < V{} ? y * e : y) / sum};
 }
 
 // The normal distribution function P(X <= x).
@@ -80,15 +81,16 @@ TW_INLINE Activated<Vec<A>> activate(Activation activation, Vec<A> x) {
     }
     case Activation::kGeluTanh:
     case Activation::kGegluTanh: {
-      const V y = x * x, argument = x * static_cast<A>(kTwoRootTwoOverPi) * (y * static_cast<A>(kCubic) + 1);
-      const Sigmoids<V> s = sigmoids(argument);
-      return {x * s.of_x, s.of_x + x * s.of_x * s.of_minus_x * static_cast<A>(kTwoRootTwoOverPi) *
-                                       (y * static_cast<A>(3 * kCubic) + 1)};
+      const V y = x * x;
+      const V argument = x * static_cast<A>(kTwoRootTwoOverPi) * (y * static_cast<A>(kCubic) + 1);
+      const Logistic<V> s = logistic(argument, x);
+      const V argument_slope = static_cast<A>(kTwoRootTwoOverPi) * (y * static_cast<A>(3 * kCubic) + 1);
+      return {s.weighted, s.of_x + s.weighted * s.of_minus_x * argument_slope};
     }
     case Activation::kSilu:
     case Activation::kSwiglu: {
-      const Sigmoids<V> s = sigmoids(x);
-      return {x * s.of_x, s.of_x + x * s.of_x * s.of_minus_x};
+      const Logistic<V> s = logistic(x, x);
+      return {s.weighted, s.of_x + s.weighted * s.of_minus_x};
     }
   }
   return {zero, zero};

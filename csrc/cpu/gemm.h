@@ -9,8 +9,6 @@
 // With few rows the weights are read once and the time is theirs, so they are not packed: see gemm_few_rows.
 #pragma once
 
-#include <utility>
-
 #include "parallel.h"
 #include "simd.h"
 
@@ -49,31 +47,6 @@ struct Operand {
 };
 
 // --- packing -------------------------------------------------------------------------------------------------------
-
-// One step of a transposition: exchanges the off-diagonal blocks of width S between rows a and b.
-template <int S, class V, int... I>
-TW_INLINE void exchange(V& a, V& b, std::integer_sequence<int, I...>) {
-  constexpr int n = sizeof...(I);
-#if defined(__clang__) || __GNUC__ >= 12
-  const V low = __builtin_shufflevector(a, b, ((I & S) != 0 ? n + I - S : I)...);
-  const V high = __builtin_shufflevector(a, b, ((I & S) != 0 ? n + I : I + S)...);
-#else
-  using Index = decltype(a < b);
-  const V low = __builtin_shuffle(a, b, Index{((I & S) != 0 ? n + I - S : I)...});
-  const V high = __builtin_shuffle(a, b, Index{((I & S) != 0 ? n + I : I + S)...});
-#endif
-  a = low;
-  b = high;
-}
-template <class A, int S = 1>
-TW_INLINE void transpose_block(Vec<A> (&r)[Simd<A>::lanes]) {
-  constexpr int L = Simd<A>::lanes;
-  if constexpr (S < L) {
-    for (int i = 0; i < L; ++i)
-      if ((i & S) == 0) exchange<S>(r[i], r[i + S], std::make_integer_sequence<int, L>{});
-    transpose_block<A, 2 * S>(r);
-  }
-}
 
 // dst[k * WIDTH + i] = element (row + i, first + k), 0 for the rows past `rows`; k in [0, depth).
 template <class A, int WIDTH>
@@ -115,9 +88,7 @@ void pack_panel(const Operand& m, int64_t row, int64_t rows, int64_t first, int6
 template <class A, int ROWS>
 TW_INLINE void multiply_panels_rows(int64_t depth, const A* a, const A* b, A* c, bool accumulate) {
   constexpr int L = Simd<A>::lanes;
-  Vec<A> acc[ROWS][2];
-  for (int i = 0; i < ROWS; ++i)
-    for (int v = 0; v < 2; ++v) acc[i][v] = Vec<A>{};
+  Vec<A> acc[ROWS][2] = {};
   for (int64_t k = 0; k < depth; ++k) {
     const Vec<A> b0 = load(b), b1 = load(b + L);
     for (int i = 0; i < ROWS; ++i) {
@@ -127,10 +98,16 @@ TW_INLINE void multiply_panels_rows(int64_t depth, const A* a, const A* b, A* c,
     a += kPanelRows;
     b += 2 * L;
   }
-  for (int i = 0; i < ROWS; ++i)
-    for (int v = 0; v < 2; ++v) {
-      A* at = c + (2 * i + v) * L;
-      store(at, accumulate ? load(at) + acc[i][v] : acc[i][v]);
+  // Two loops without a choice inside: the accumulators then stay in registers.
+  if (accumulate)
+    for (int i = 0; i < ROWS; ++i) {
+      store(c + 2 * i * L, load(c + 2 * i * L) + acc[i][0]);
+      store(c + (2 * i + 1) * L, load(c + (2 * i + 1) * L) + acc[i][1]);
+    }
+  else
+    for (int i = 0; i < ROWS; ++i) {
+      store(c + 2 * i * L, acc[i][0]);
+      store(c + (2 * i + 1) * L, acc[i][1]);
     }
 }
 

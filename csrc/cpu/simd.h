@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "../common/dtype.h"
 
@@ -98,21 +99,28 @@ TW_INLINE vfloat load(const Half* p) {
 
 TW_INLINE void store(float* p, vfloat v) { std::memcpy(p, &v, sizeof v); }
 TW_INLINE void store(double* p, vdouble v) { std::memcpy(p, &v, sizeof v); }
-TW_INLINE void store(BFloat16* p, vfloat v) {
+// Rounded to nearest, ties to even.
+TW_INLINE vushort narrow(vfloat v, BFloat16) {
   const vuint u = (vuint)v;
   const vuint rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
   const vuint nan = (u >> 16) | 0x40u;
-  const vushort h = __builtin_convertvector((u & 0x7FFFFFFFu) > 0x7F800000u ? nan : rounded, vushort);
-  std::memcpy(p, &h, sizeof h);
+  return __builtin_convertvector(v == v ? rounded : nan, vushort);
 }
-TW_INLINE void store(Half* p, vfloat v) {
+TW_INLINE vushort narrow(vfloat v, Half) {
 #if defined(__AVX512F__) && TW_VECTOR_BYTES == 64
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+  return (vushort)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__F16C__) && TW_VECTOR_BYTES == 32
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+  return (vushort)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
 #else
-  for (int i = 0; i < kFloatLanes; ++i) p[i] = to_half(v[i]);
+  vushort h;
+  for (int i = 0; i < kFloatLanes; ++i) h[i] = to_half(v[i]).bits;
+  return h;
 #endif
+}
+template <class T>
+TW_INLINE void store(T* p, vfloat v) {
+  const vushort h = narrow(v, T{});
+  std::memcpy(p, &h, sizeof h);
 }
 
 // A store that bypasses the caches, to a p that is a multiple of the stored vector's size; followed by a stream_fence
@@ -129,14 +137,12 @@ TW_INLINE void stream(double* p, vdouble v) { store(p, v); }
 #endif
 template <class T>
 TW_INLINE void stream(T* p, vfloat v) {
-  alignas(TW_VECTOR_BYTES) T narrow[kFloatLanes];
-  store(narrow, v);
 #if defined(__AVX__) && TW_VECTOR_BYTES == 32
-  _mm_stream_si128(reinterpret_cast<__m128i*>(p), *reinterpret_cast<const __m128i*>(narrow));
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)narrow(v, T{}));
 #elif defined(__AVX512F__) && TW_VECTOR_BYTES == 64
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), *reinterpret_cast<const __m256i*>(narrow));
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)narrow(v, T{}));
 #else
-  std::memcpy(p, narrow, sizeof narrow);
+  store(p, v);
 #endif
 }
 TW_INLINE void stream_fence() {
@@ -187,20 +193,61 @@ TW_INLINE void with_dtype(DType dtype, const F& f) {
   }
 }
 
+// Lanes of two vectors by index, the second's counting on from the first's.
+template <class V, int... I>
+TW_INLINE V shuffle(V a, V b, std::integer_sequence<int, I...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, I...);
+#else
+  using Index = decltype(a < b);
+  return __builtin_shuffle(a, b, Index{I...});
+#endif
+}
+
+// Lane i of the result is lane i ^ W.
+template <int W, class V, int... I>
+TW_INLINE V swap_lanes(V v, std::integer_sequence<int, I...>) {
+  return shuffle(v, v, std::integer_sequence<int, (I ^ W)...>{});
+}
+
 // Horizontal reductions, in pairs so that the order does not depend on the compiler.
+template <int W, class V>
+TW_INLINE V sum_lanes(V v) {
+  constexpr int n = sizeof(V) / sizeof(v[0]);
+  if constexpr (W >= 1) return sum_lanes<W / 2>(v + swap_lanes<W>(v, std::make_integer_sequence<int, n>{}));
+  return v;
+}
+template <int W, class V>
+TW_INLINE V max_lanes(V v) {
+  constexpr int n = sizeof(V) / sizeof(v[0]);
+  if constexpr (W >= 1) return max_lanes<W / 2>(vmax(v, swap_lanes<W>(v, std::make_integer_sequence<int, n>{})));
+  return v;
+}
 template <class V>
 TW_INLINE auto horizontal_sum(V v) {
-  constexpr int n = sizeof(V) / sizeof(v[0]);
-  auto t = v;
-  for (int width = n / 2; width >= 1; width /= 2)
-    for (int i = 0; i < width; ++i) t[i] += t[i + width];
-  return t[0];
+  return sum_lanes<static_cast<int>(sizeof(V) / sizeof(v[0]) / 2)>(v)[0];
 }
 template <class V>
 TW_INLINE auto horizontal_max(V v) {
-  auto m = v[0];
-  for (unsigned i = 1; i < sizeof(V) / sizeof(v[0]); ++i) m = v[i] > m ? v[i] : m;
-  return m;
+  return max_lanes<static_cast<int>(sizeof(V) / sizeof(v[0]) / 2)>(v)[0];
+}
+
+// An L x L block in registers, transposed: step S exchanges the off-diagonal blocks of width S between rows i and i + S.
+template <int S, class V, int... I>
+TW_INLINE void exchange(V& a, V& b, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I);
+  const V low = shuffle(a, b, std::integer_sequence<int, ((I & S) != 0 ? n + I - S : I)...>{});
+  b = shuffle(a, b, std::integer_sequence<int, ((I & S) != 0 ? n + I : I + S)...>{});
+  a = low;
+}
+template <class A, int S = 1>
+TW_INLINE void transpose_block(Vec<A> (&r)[Simd<A>::lanes]) {
+  constexpr int L = Simd<A>::lanes;
+  if constexpr (S < L) {
+    for (int i = 0; i < L; ++i)
+      if ((i & S) == 0) exchange<S>(r[i], r[i + S], std::make_integer_sequence<int, L>{});
+    transpose_block<A, 2 * S>(r);
+  }
 }
 
 // e^r for |r| <= ln(2)/2. float: 1 + r + r^2 p(r) with p the minimax polynomial of degree 4 for the relative error

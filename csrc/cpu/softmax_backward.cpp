@@ -16,34 +16,49 @@ constexpr int64_t kWideBlock = 2048;
 constexpr int64_t kTaskElements = 32 * 1024;
 constexpr int64_t kStreamBytes = int64_t{8} << 20;
 
-// The product with y in softmax's gradient. For log_softmax: y becomes exp(y), and dy 0 where an entry is excluded.
+// The term of the sum that `gradient` takes. For log_softmax an excluded entry's dy does not count.
 template <class A, bool log>
-TW_INLINE void prepare(Vec<A>& y, Vec<A>& dy) {
-  if (!log) return;
-  dy = y == broadcast<A>(-INFINITY) ? Vec<A>{} : dy;
-  y = vexp_nonpositive(y);
+TW_INLINE Vec<A> term(Vec<A> y, Vec<A> dy) {
+  if (!log) return y * dy;
+  return y == broadcast<A>(-INFINITY) ? Vec<A>{} : dy;
 }
 template <class A, bool log>
 TW_INLINE Vec<A> gradient(Vec<A> y, Vec<A> dy, Vec<A> total, A scale) {
-  return log ? scale * (dy - y * total) : scale * (y * (dy - total));
+  return log ? scale * (term<A, log>(y, dy) - vexp_nonpositive(y) * total) : scale * (y * (dy - total));
 }
 
-// Of whole vectors, in place; the sum that `gradient` takes.
-template <class A, bool log>
-A prepare_and_sum(A* y, A* dy, int64_t count) {
+// Elements j to j + n - 1 of a contiguous row; what is past them adds nothing.
+template <class T>
+TW_INLINE Vec<Accumulator<T>> take(const T* row, int64_t j, int n, Accumulator<T> fill) {
+  return n == kLanes<Accumulator<T>> ? load(row + j) : load_partial(row + j, n, fill);
+}
+
+template <class T, bool log, class A = Accumulator<T>>
+A sum_row(const T* y, const T* dy, int64_t count) {
   constexpr int L = kLanes<A>;
+  constexpr A excluded = log ? -INFINITY : 0;
   Vec<A> sum[kUnroll] = {};
   int64_t j = 0;
-  const auto step = [&](int64_t at, Vec<A>& into) {
-    Vec<A> vy = load(y + at), vdy = load(dy + at);
-    prepare<A, log>(vy, vdy);
-    if (log) store(y + at, vy), store(dy + at, vdy);
-    into += log ? vdy : vy * vdy;
-  };
   for (; j + kUnroll * L <= count; j += kUnroll * L)
-    for (int u = 0; u < kUnroll; ++u) step(j + u * L, sum[u]);
-  for (; j < count; j += L) step(j, sum[0]);
+    for (int u = 0; u < kUnroll; ++u) sum[u] += term<A, log>(load(y + j + u * L), load(dy + j + u * L));
+  for (; j < count; j += L) {
+    const int n = static_cast<int>(min64(L, count - j));
+    sum[0] += term<A, log>(take(y, j, n, excluded), take(dy, j, n, A{0}));
+  }
   return horizontal_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+template <class T, bool log, class A = Accumulator<T>>
+void gradient_row(const T* y, const T* dy, T* dx, int64_t count, A total, A scale, bool streaming, const Ahead& y_ahead,
+                  const Ahead& dy_ahead) {
+  const Vec<A> totals = broadcast<A>(total);
+  write_row(
+      dx, count, streaming,
+      [&](int64_t j, int n) { return gradient<A, log>(take(y, j, n, A{0}), take(dy, j, n, A{0}), totals, scale); },
+      [&](int64_t j, int n) {
+        y_ahead.load(j, n);
+        dy_ahead.load(j, n);
+      });
 }
 
 template <class A, bool log>
@@ -64,8 +79,9 @@ class Backward {
     if (rows_ == 0 || p_.n == 0) return Status::kOk;
     const bool unit_stride = p_.x_stride == 1 && p_.y_stride == 1 && p_.dy_stride == 1;
     const bool by_row = (unit_stride && p_.n >= W) || rows_ < L;
+    const Tiling<A> tiling(p_, rows_, kResident);
     const int64_t block = by_row ? block_columns() : kResident / W;
-    const int64_t stride = ceil_div(min64(block, p_.n), L) * L * (by_row ? 1 : W);
+    const int64_t stride = ceil_div(min64(block, p_.n), L) * L * (by_row ? 1 : tiling.width);
     const int64_t sums = ceil_div(ceil_div(p_.n, block), W) * W;
     const Scratch scratch(static_cast<size_t>(p_.num_threads * (2 * stride + sums)) * sizeof(A));
     if (scratch.data() == nullptr) return Status::kOutOfMemory;
@@ -75,8 +91,8 @@ class Backward {
       return Buffers{own, own + stride, own + 2 * stride};
     };
     if (!by_row)
-      for_tiles<A>(p_, p_.dy_row_stride, rows_, max64(1, kTaskElements / (p_.n * W)),
-                   [&](const Tile<A>& tile, int thread) { one_tile(tile, buffers(thread)); });
+      for_tiles(p_, tiling, p_.dy_row_stride, max64(1, kTaskElements / (p_.n * tiling.width)),
+                [&](const Tile<A>& tile, int thread) { one_tile(tile, buffers(thread)); });
     else if (p_.n <= kResident || rows_ >= 2 * p_.num_threads)
       rows(buffers);
     else
@@ -91,17 +107,42 @@ class Backward {
 
   int64_t block_columns() const { return p_.n <= kResident ? kResident : kWideBlock; }
 
-  A load_block(const RowAt& at, int64_t first, int64_t count, const Buffers& b) const {
-    load_row(y_, at.y + first * p_.y_stride, p_.y_stride, count, log ? A{-INFINITY} : A{0}, b.y);
-    load_row(dy_, at.third + first * p_.dy_stride, p_.dy_stride, count, A{0}, b.dy);
-    return prepare_and_sum<A, log>(b.y, b.dy, count);
+  // Whether the rows can be read and written where they are; otherwise they pass through the buffers.
+  bool in_place() const { return p_.x_stride == 1 && p_.y_stride == 1 && p_.dy_stride == 1; }
+
+  void gather(const RowAt& at, int64_t first, int64_t count, const Buffers& b) const {
+    load_row(y_, at.y + first * p_.y_stride, p_.y_stride, count, A{1}, A{0}, b.y);
+    load_row(dy_, at.third + first * p_.dy_stride, p_.dy_stride, count, A{1}, A{0}, b.dy);
+  }
+
+  A sum_block(const RowAt& at, int64_t first, int64_t count, const Buffers& b) const {
+    A sum = 0;
+    if (in_place()) {
+      with_dtype<A>(p_.dtype, [&](auto t) {
+        using T = decltype(t);
+        sum = sum_row<T, log>(static_cast<const T*>(p_.y) + at.y + first,
+                              static_cast<const T*>(p_.dy) + at.third + first, count);
+      });
+      return sum;
+    }
+    gather(at, first, count, b);
+    return sum_row<A, log>(b.y, b.dy, count);
   }
 
   void finish(const RowAt& at, int64_t first, int64_t count, A total, const Buffers& b) const {
-    const Vec<A> totals = broadcast<A>(total);
-    for (int64_t j = 0; j < count; j += L)
-      store(b.y + j, gradient<A, log>(load(b.y + j), load(b.dy + j), totals, scale_));
-    store_row(dx_, at.x + first * p_.x_stride, p_.x_stride, count, streaming_, b.y);
+    const Ahead y_ahead(y_, at.y + first * p_.y_stride, count), dy_ahead(dy_, at.third + first * p_.dy_stride, count);
+    if (in_place()) {
+      with_dtype<A>(p_.dtype, [&](auto t) {
+        using T = decltype(t);
+        gradient_row<T, log>(static_cast<const T*>(p_.y) + at.y + first,
+                             static_cast<const T*>(p_.dy) + at.third + first, static_cast<T*>(p_.dx) + at.x + first,
+                             count, total, scale_, streaming_, y_ahead, dy_ahead);
+      });
+      return;
+    }
+    gather(at, first, count, b);
+    gradient_row<A, log>(b.y, b.dy, b.y, count, total, scale_, false, y_ahead, dy_ahead);
+    store_row(dx_, at.x + first * p_.x_stride, p_.x_stride, count, false, b.y, [](Vec<A> v) { return v; });
   }
 
   static A total_of(const A* sums, int64_t count) {
@@ -112,13 +153,9 @@ class Backward {
 
   void one_row(const RowAt& at, const Buffers& buffers) const {
     const int64_t n = p_.n, step = block_columns(), blocks = ceil_div(n, step);
-    for (int64_t b = 0; b < blocks; ++b) buffers.sums[b] = load_block(at, b * step, min64(step, n - b * step), buffers);
+    for (int64_t b = 0; b < blocks; ++b) buffers.sums[b] = sum_block(at, b * step, min64(step, n - b * step), buffers);
     const A total = total_of(buffers.sums, blocks);
-    for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t count = min64(step, n - b * step);
-      if (blocks > 1) load_block(at, b * step, count, buffers);
-      finish(at, b * step, count, total, buffers);
-    }
+    for (int64_t b = 0; b < blocks; ++b) finish(at, b * step, min64(step, n - b * step), total, buffers);
   }
 
   template <class F>
@@ -149,40 +186,31 @@ class Backward {
         });
       };
       for_blocks([&](int64_t b, int64_t first, int64_t count, const Buffers& own) {
-        sums[b] = load_block(at, first, count, own);
+        sums[b] = sum_block(at, first, count, own);
       });
       const A total = total_of(sums, blocks);
-      for_blocks([&](int64_t, int64_t first, int64_t count, const Buffers& own) {
-        load_block(at, first, count, own);
-        finish(at, first, count, total, own);
-      });
+      for_blocks(
+          [&](int64_t, int64_t first, int64_t count, const Buffers& own) { finish(at, first, count, total, own); });
     }
   }
 
   void load_tile_block(const Tile<A>& tile, int64_t first, int64_t count, const Buffers& b) const {
-    load_tile(y_, tile, &RowAt::y, p_.y_stride, first, count, b.y);
-    load_tile(dy_, tile, &RowAt::third, p_.dy_stride, first, count, b.dy);
-    if (!log) return;
-    for (int64_t j = 0; j < count * W; j += L) {
-      Vec<A> y = load(b.y + j), dy = load(b.dy + j);
-      prepare<A, log>(y, dy);
-      store(b.y + j, y);
-      store(b.dy + j, dy);
-    }
+    load_tile(y_, tile, &RowAt::y, p_.y_stride, first, count, A{1}, b.y);
+    load_tile(dy_, tile, &RowAt::third, p_.dy_stride, first, count, A{1}, b.dy);
   }
 
   void one_tile(const Tile<A>& tile, const Buffers& buffers) const {
     const int64_t step = kResident / W, blocks = ceil_div(p_.n, step);
-    Vec<A> total[kUnroll] = {};
+    Vec<A> total[kMaxTileLanes<A> / L] = {};
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t count = min64(step, p_.n - b * step);
       load_tile_block(tile, b * step, count, buffers);
-      for (int u = 0; u < kUnroll; ++u)
+      for (int u = 0; u < tile.vectors(); ++u)
         for (int64_t j = 0; j < count;) {  // in groups: see the forward
           Vec<A> group = {};
           for (const int64_t end = min64(count, j + 64); j < end; ++j) {
-            const Vec<A> dy = load(buffers.dy + j * W + u * L);
-            group += log ? dy : load(buffers.y + j * W + u * L) * dy;
+            const int64_t at = tile.lane(u * L, count) + j * W;
+            group += term<A, log>(load(buffers.y + at), load(buffers.dy + at));
           }
           total[u] += group;
         }
@@ -190,12 +218,12 @@ class Backward {
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t count = min64(step, p_.n - b * step);
       if (blocks > 1) load_tile_block(tile, b * step, count, buffers);
-      for (int64_t j = 0; j < count; ++j)
-        for (int u = 0; u < kUnroll; ++u) {
-          A* y = buffers.y + j * W + u * L;
-          store(y, gradient<A, log>(load(y), load(buffers.dy + j * W + u * L), total[u], scale_));
+      for (int u = 0; u < tile.vectors(); ++u)
+        for (int64_t j = 0; j < count; ++j) {
+          const int64_t at = tile.lane(u * L, count) + j * W;
+          store(buffers.y + at, gradient<A, log>(load(buffers.y + at), load(buffers.dy + at), total[u], scale_));
         }
-      store_tile(dx_, tile, &RowAt::x, p_.x_stride, b * step, count, buffers.y);
+      store_tile(dx_, tile, &RowAt::x, p_.x_stride, b * step, count, streaming_, buffers.y);
     }
   }
 

@@ -37,6 +37,7 @@ TW_INLINE A base_of(A max) {
 
 template <class A>
 Stats<A> join(const Stats<A>* blocks, int64_t count) {
+  if (count == 1) return blocks[0];
   A max = -INFINITY, sum = 0;
   for (int64_t b = 0; b < count; ++b) max = blocks[b].max > max ? blocks[b].max : max;
   for (int64_t b = 0; b < count; ++b) sum += blocks[b].sum * std::exp(blocks[b].max - base_of(max));
@@ -46,26 +47,6 @@ Stats<A> join(const Stats<A>* blocks, int64_t count) {
 template <class A>
 TW_INLINE A log_sum(A sum) {
   return sum == 0 ? A{0} : std::log(sum);
-}
-
-template <class A>
-TW_INLINE A scale_and_max(A* s, int64_t count, A scale) {
-  constexpr int L = kLanes<A>;
-  Vec<A> m[kUnroll];
-  for (auto& v : m) v = broadcast<A>(-INFINITY);
-  int64_t j = 0;
-  for (; j + kUnroll * L <= count; j += kUnroll * L)
-    for (int u = 0; u < kUnroll; ++u) {
-      const Vec<A> v = load(s + j + u * L) * scale;
-      store(s + j + u * L, v);
-      m[u] = vmax(m[u], v);
-    }
-  for (; j < count; j += L) {
-    const Vec<A> v = load(s + j) * scale;
-    store(s + j, v);
-    m[0] = vmax(m[0], v);
-  }
-  return horizontal_max(vmax(vmax(m[0], m[1]), vmax(m[2], m[3])));
 }
 
 template <class A>
@@ -80,24 +61,25 @@ TW_INLINE A max_of(const A* s, int64_t count) {
   return horizontal_max(vmax(vmax(m[0], m[1]), vmax(m[2], m[3])));
 }
 
-// Sum of exp(s - base), which replaces s when `keep`.
+// Sum of exp(s - base), which replaces s when `keep`. Two vectors at a time: more would not fit the registers beside the
+// polynomial's constants.
 template <class A, bool keep>
-TW_INLINE A exp_and_sum(A* s, int64_t count, A base) {
+TW_INLINE A exp_and_sum(A* s, int64_t count, A base, const Ahead& ahead) {
   constexpr int L = kLanes<A>;
-  Vec<A> sum[kUnroll] = {};
-  int64_t j = 0;
-  for (; j + kUnroll * L <= count; j += kUnroll * L)
-    for (int u = 0; u < kUnroll; ++u) {
-      const Vec<A> e = vexp_nonpositive(load(s + j + u * L) - base);
-      if (keep) store(s + j + u * L, e);
-      sum[u] += e;
-    }
-  for (; j < count; j += L) {
+  Vec<A> sum[2] = {};
+  const auto step = [&](int64_t j, Vec<A>& into) {
     const Vec<A> e = vexp_nonpositive(load(s + j) - base);
     if (keep) store(s + j, e);
-    sum[0] += e;
+    into += e;
+  };
+  int64_t j = 0;
+  for (; j + 2 * L <= count; j += 2 * L) {
+    ahead.load(j, 2 * L);
+    step(j, sum[0]);
+    step(j + L, sum[1]);
   }
-  return horizontal_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  for (; j < count; j += L) step(j, sum[0]);
+  return horizontal_sum(sum[0] + sum[1]);
 }
 
 template <class A>
@@ -130,39 +112,46 @@ class Forward {
 
   // Columns [first, first + count) as scores, and their maximum.
   A load_scores(const RowAt& at, int64_t first, int64_t count, A* s) const {
-    load_row(x_, at.x + first * p_.x_stride, p_.x_stride, count, A{-INFINITY}, s);
-    A max = scale_and_max(s, count, scale_);
-    for (int64_t j = count; j % L != 0; ++j) s[j] = -INFINITY;  // a negative or zero scale has changed the padding
-    if (p_.mask != nullptr || !(scale_ > 0)) {
-      if (p_.mask != nullptr)
-        with_mask<A>(p_,
-                     [&](auto* mask) { mask_row(mask + at.third + first * p_.mask_stride, p_.mask_stride, count, s); });
-      max = max_of(s, count);
-    }
-    return max;
+    const A max = load_row(x_, at.x + first * p_.x_stride, p_.x_stride, count, scale_, A{-INFINITY}, s);
+    if (p_.mask == nullptr) return max;
+    with_mask<A>(p_, [&](auto* mask) { mask_row(mask + at.third + first * p_.mask_stride, p_.mask_stride, count, s); });
+    return max_of(s, count);
   }
 
   Stats<A> block_stats(const RowAt& at, int64_t first, int64_t count, bool keep, A* s) const {
     const A max = load_scores(at, first, count, s), base = base_of(max);
-    return {max, keep ? exp_and_sum<A, true>(s, count, base) : exp_and_sum<A, false>(s, count, base)};
+    const Ahead ahead(x_, at.x + first * p_.x_stride, count);
+    return {max, keep ? exp_and_sum<A, true>(s, count, base, ahead) : exp_and_sum<A, false>(s, count, base, ahead)};
   }
 
   // Writes columns [first, first + count). `s` holds their exponentials when `exponentiated`, else their scores.
   void finish(const RowAt& at, int64_t first, int64_t count, const Stats<A>& row, bool exponentiated, A* s) const {
-    finish_block(count, exponentiated, broadcast<A>(base_of(row.max)), broadcast<A>(row.sum),
-                 broadcast<A>(log_sum(row.sum)), L, s);
-    store_row(y_, at.y + first * p_.y_stride, p_.y_stride, count, streaming_, s);
+    const int64_t y = at.y + first * p_.y_stride;
+    const Vec<A> base = broadcast<A>(base_of(row.max));
+    if (p_.log) {
+      const Vec<A> log = broadcast<A>(log_sum(row.sum));
+      return store_row(y_, y, p_.y_stride, count, streaming_, s, [&](Vec<A> v) { return v - base - log; });
+    }
+    if (!exponentiated)
+      for (int64_t j = 0; j < count; j += L) store(s + j, vexp_nonpositive(load(s + j) - base));
+    const Divisor<Vec<A>, A> divisor(broadcast<A>(row.sum));
+    store_row(y_, y, p_.y_stride, count, streaming_, s, [&](Vec<A> v) { return divisor.divide(v); });
   }
 
-  // Scores or exponentials into outputs, a vector in every `step` elements of [0, end).
-  void finish_block(int64_t end, bool exponentiated, Vec<A> base, Vec<A> sum, Vec<A> log, int64_t step, A* s) const {
+  // The same for vector u of a tile.
+  void finish_lanes(int64_t count, const Vec<A>& max, const Vec<A>& sum, bool exponentiated, A* s) const {
+    const Vec<A> base = base_lanes(max);
+    if (p_.log) {
+      Vec<A> log;
+      for (int l = 0; l < L; ++l) log[l] = log_sum(sum[l]);
+      for (int64_t j = 0; j < count * W; j += W) store(s + j, load(s + j) - base - log);
+      return;
+    }
     const Divisor<Vec<A>, A> divisor(sum);
-    if (p_.log)
-      for (int64_t j = 0; j < end; j += step) store(s + j, load(s + j) - base - log);
-    else if (exponentiated)
-      for (int64_t j = 0; j < end; j += step) store(s + j, divisor.divide(load(s + j)));
+    if (exponentiated)
+      for (int64_t j = 0; j < count * W; j += W) store(s + j, divisor.divide(load(s + j)));
     else
-      for (int64_t j = 0; j < end; j += step) store(s + j, divisor.divide(vexp_nonpositive(load(s + j) - base)));
+      for (int64_t j = 0; j < count * W; j += W) store(s + j, divisor.divide(vexp_nonpositive(load(s + j) - base)));
   }
 
   void fill_excluded(const RowAt& at, int64_t first) const {
@@ -241,32 +230,33 @@ class Forward {
   // --- a tile of rows at a time: statistics per lane
 
   struct LaneStats {
-    Vec<A> max[kUnroll], sum[kUnroll];
+    Vec<A> max[kMaxTileLanes<A> / L], sum[kMaxTileLanes<A> / L];
   };
 
   void load_tile_scores(const Tile<A>& tile, int64_t first, int64_t count, A* s) const {
-    load_tile(x_, tile, &RowAt::x, p_.x_stride, first, count, s);
-    for (int64_t j = 0; j < count * W; j += L) store(s + j, load(s + j) * scale_);
+    load_tile(x_, tile, &RowAt::x, p_.x_stride, first, count, scale_, s);
     if (p_.mask != nullptr)
       with_mask<A>(p_, [&](auto* mask) { mask_tile(mask + first * p_.mask_stride, tile, p_.mask_stride, count, s); });
     if (p_.causal)
       for (int l = 0; l < tile.lanes; ++l)
-        for (int64_t j = max64(0, kept(tile.at[l].index) - first); j < count; ++j) s[j * W + l] = -INFINITY;
+        for (int64_t j = max64(0, kept(tile.at[l].index) - first); j < count; ++j)
+          s[tile.lane(l, count) + j * W] = -INFINITY;
   }
 
   // Joins a block of scores to the statistics; the exponentials replace the scores when `keep`.
-  void tile_stats(int64_t count, bool keep, A* s, LaneStats* stats) const {
-    for (int u = 0; u < kUnroll; ++u) {
+  void tile_stats(const Tile<A>& tile, int64_t count, bool keep, A* s, LaneStats* stats) const {
+    for (int u = 0; u < tile.vectors(); ++u) {
+      A* const lanes = s + tile.lane(u * L, count);
       Vec<A> m = stats->max[u];
-      for (int64_t j = 0; j < count; ++j) m = vmax(m, load(s + j * W + u * L));
+      for (int64_t j = 0; j < count; ++j) m = vmax(m, load(lanes + j * W));
       const Vec<A> base = base_lanes(m);
       Vec<A> sum = stats->sum[u] * vexp_nonpositive(stats->max[u] - base);
       // Summed in groups, so that the rounding error of a long row grows with the square root of its length at most.
       for (int64_t j = 0; j < count;) {
         Vec<A> group = {};
         for (const int64_t end = min64(count, j + 64); j < end; ++j) {
-          const Vec<A> e = vexp_nonpositive(load(s + j * W + u * L) - base);
-          if (keep) store(s + j * W + u * L, e);
+          const Vec<A> e = vexp_nonpositive(load(lanes + j * W) - base);
+          if (keep) store(lanes + j * W, e);
           group += e;
         }
         sum += group;
@@ -281,31 +271,29 @@ class Forward {
   void one_tile(const Tile<A>& tile, A* s) const {
     const int64_t step = kResident / W, blocks = ceil_div(p_.n, step);
     LaneStats stats;
-    for (int u = 0; u < kUnroll; ++u) stats.max[u] = broadcast<A>(-INFINITY), stats.sum[u] = Vec<A>{};
+    for (int u = 0; u < tile.vectors(); ++u) stats.max[u] = broadcast<A>(-INFINITY), stats.sum[u] = Vec<A>{};
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t count = min64(step, p_.n - b * step);
       load_tile_scores(tile, b * step, count, s);
-      tile_stats(count, blocks == 1 && !p_.log, s, &stats);
+      tile_stats(tile, count, blocks == 1 && !p_.log, s, &stats);
     }
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t count = min64(step, p_.n - b * step);
       if (blocks > 1) load_tile_scores(tile, b * step, count, s);
-      for (int u = 0; u < kUnroll; ++u) {
-        Vec<A> log = {};
-        for (int l = 0; p_.log && l < L; ++l) log[l] = log_sum(stats.sum[u][l]);
-        finish_block(count * W, blocks == 1, base_lanes(stats.max[u]), stats.sum[u], log, W, s + u * L);
-      }
-      store_tile(y_, tile, &RowAt::y, p_.y_stride, b * step, count, s);
+      for (int u = 0; u < tile.vectors(); ++u)
+        finish_lanes(count, stats.max[u], stats.sum[u], blocks == 1, s + tile.lane(u * L, count));
+      store_tile(y_, tile, &RowAt::y, p_.y_stride, b * step, count, streaming_, s);
     }
   }
 
   Status tiles() const {
-    const int64_t stride = min64(kResident / W, p_.n) * W;
+    const Tiling<A> tiling(p_, rows_, kResident);
+    const int64_t stride = min64(kResident / W, p_.n) * tiling.width;
     const Scratch scratch(static_cast<size_t>(p_.num_threads * stride) * sizeof(A));
     if (scratch.data() == nullptr) return Status::kOutOfMemory;
     A* buffers = reinterpret_cast<A*>(scratch.data());
-    for_tiles<A>(p_, p_.mask_row_stride, rows_, max64(1, kTaskElements / (p_.n * W)),
-                 [&](const Tile<A>& tile, int thread) { one_tile(tile, buffers + thread * stride); });
+    for_tiles(p_, tiling, p_.mask_row_stride, max64(1, kTaskElements / (p_.n * tiling.width)),
+              [&](const Tile<A>& tile, int thread) { one_tile(tile, buffers + thread * stride); });
     return Status::kOk;
   }
 

@@ -1,6 +1,6 @@
-// Moving softmax's rows between the tensors and a buffer of accumulators: the only places that see storage types,
-// strides and masks. A block holds either one row, or a tile of kTileLanes rows side by side (element j of lane l at [j
-// * kTileLanes + l]) so that short rows and rows along another dimension fill vectors as well.
+// Moving softmax's rows between the tensors and a buffer of accumulators: the only places that see storage types, strides
+// and masks. A block holds either one row, or a tile of rows side by side, in groups of kTileLanes (element j of lane l of
+// a group at [j * kTileLanes + l]), so that short rows and rows along another dimension fill vectors as well.
 #pragma once
 
 #include <type_traits>
@@ -14,8 +14,12 @@ namespace TW_ISA {
 constexpr int kUnroll = 4;  // vectors in flight: hides the latency of max and add
 template <class A>
 constexpr int kLanes = Simd<A>::lanes;
+// Rows of a tile. Where they are neighbours in memory a tile takes more of them, so that it is read in long runs: 32 rows
+// of 64 floats, each on its own page, come at 4 GB/s; 512 of them at the speed of contiguous rows.
 template <class A>
 constexpr int kTileLanes = kUnroll * kLanes<A>;
+template <class A>
+constexpr int kMaxTileLanes = 16 * kTileLanes<A>;
 
 TW_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 TW_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -53,7 +57,7 @@ TW_INLINE int64_t row_count(const SoftmaxParams& p) {
 // Where a row begins in each tensor; `third` is the mask, or dy in the backward. `index` counts along the last
 // dimension.
 struct RowAt {
-  int64_t x = 0, y = 0, third = 0, index = 0;
+  int64_t x, y, third, index;
 };
 
 // Steps through the rows in order.
@@ -84,7 +88,7 @@ class RowWalk {
   const SoftmaxParams& p_;
   const int64_t* third_;
   int64_t coordinate_[kMaxRowDims] = {};
-  RowAt at_;
+  RowAt at_{};
 };
 
 // --- one row -------------------------------------------------------------------------------------------------------
@@ -95,40 +99,93 @@ struct Storage {
   void* data;
 };
 
-// buffer[0..count) = the row that begins at element `at`, then `fill` up to a whole number of vectors.
+// buffer[0..count) = scale * the row that begins at element `at`, then `fill` up to a whole number of vectors. Answers the
+// largest element.
 template <class A>
-void load_row(const Storage& tensor, int64_t at, int64_t stride, int64_t count, A fill, A* buffer) {
+A load_row(const Storage& tensor, int64_t at, int64_t stride, int64_t count, A scale, A fill, A* buffer) {
+  constexpr int L = kLanes<A>;
+  A max = -INFINITY;
   with_dtype<A>(tensor.dtype, [&](auto t) {
     const auto* row = static_cast<const decltype(t)*>(tensor.data) + at;
+    Vec<A> m[kUnroll];
+    for (auto& v : m) v = broadcast<A>(-INFINITY);
+    const auto take = [&](int64_t j, Vec<A>& into) {
+      const Vec<A> v = load(row + j) * scale;
+      store(buffer + j, v);
+      into = vmax(into, v);
+    };
     int64_t j = 0;
-    if (stride == 1)
-      for (; j + kLanes<A> <= count; j += kLanes<A>) store(buffer + j, load(row + j));
-    for (; j < count; ++j) buffer[j] = to_float(row[j * stride]);
-    for (; j % kLanes<A> != 0; ++j) buffer[j] = fill;
+    if (stride == 1) {
+      for (; j + kUnroll * L <= count; j += kUnroll * L)
+        for (int u = 0; u < kUnroll; ++u) take(j + u * L, m[u]);
+      for (; j + L <= count; j += L) take(j, m[0]);
+      max = horizontal_max(vmax(vmax(m[0], m[1]), vmax(m[2], m[3])));
+    }
+    for (; j < count; ++j) {
+      buffer[j] = to_float(row[j * stride]) * scale;
+      max = buffer[j] > max ? buffer[j] : max;
+    }
+    for (; j % L != 0; ++j) buffer[j] = fill;
   });
+  return max;
 }
 
-// The reverse. Streaming stores do not read the destination into the cache first, and pay when the whole output is too
-// large to stay there.
-template <class A>
-void store_row(const Storage& tensor, int64_t at, int64_t stride, int64_t count, bool streaming, const A* buffer) {
-  constexpr int L = kLanes<A>;
+// Starts loading the memory behind a row or block while the one at hand is worked on: without it the memory idles during
+// those passes. In matrices that are contiguous it is the next row.
+class Ahead {
+ public:
+  TW_MEMBER Ahead(const Storage& tensor, int64_t at, int64_t count)
+      : size_(size_of(tensor.dtype)),
+        from_(static_cast<const char*>(tensor.data) + (at + max64(count, kLeast)) * size_) {}
+  // The counterparts of elements [j, j + count).
+  TW_MEMBER void load(int64_t j, int64_t count) const {
+    for (int64_t byte = 0; byte < count * size_; byte += 64) __builtin_prefetch(from_ + j * size_ + byte);
+  }
+
+ private:
+  static constexpr int64_t kLeast = 512;  // elements: nearer than that, the hardware's own prefetching is as good
+  int64_t size_;
+  const char* from_;
+};
+
+// row[0..count) = value(j, n), which gives elements j to j + n - 1; ahead(j, n) is called once for every kUnroll vectors.
+// Streaming stores do not read the destination into the cache first, and pay when the whole output is too large to stay
+// there.
+template <class T, class F, class G>
+TW_INLINE void write_row(T* row, int64_t count, bool streaming, const F& value, const G& ahead) {
+  constexpr int L = kLanes<Accumulator<T>>;
+  int64_t j = 0;
+  if (streaming && count >= 2 * L) {
+    const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(row) % (L * sizeof(T)) / sizeof(T));
+    if (past != 0) {
+      store(row, value(0, L));
+      j = L - past;
+    }
+    for (; j + kUnroll * L <= count; j += kUnroll * L) {
+      ahead(j, kUnroll * L);
+      for (int u = 0; u < kUnroll; ++u) stream(row + j + u * L, value(j + u * L, L));
+    }
+  } else {
+    for (; j + kUnroll * L <= count; j += kUnroll * L) {
+      ahead(j, kUnroll * L);
+      for (int u = 0; u < kUnroll; ++u) store(row + j + u * L, value(j + u * L, L));
+    }
+  }
+  for (; j + L <= count; j += L) store(row + j, value(j, L));
+  if (j < count) store_partial(row + j, value(j, static_cast<int>(count - j)), static_cast<int>(count - j));
+}
+
+// The row of `tensor` that begins at element `at` = f(buffer); the buffer holds whole vectors.
+template <class A, class F>
+TW_INLINE void store_row(const Storage& tensor, int64_t at, int64_t stride, int64_t count, bool streaming, A* buffer,
+                         const F& f) {
   with_dtype<A>(tensor.dtype, [&](auto t) {
     using T = decltype(t);
     T* row = static_cast<T*>(tensor.data) + at;
-    int64_t j = 0;
-    if (stride == 1) {
-      const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(row) % (L * sizeof(T)) / sizeof(T));
-      if (streaming && count >= 2 * L) {
-        if (past != 0) {
-          store(row, load(buffer));
-          j = L - past;
-        }
-        for (; j + L <= count; j += L) stream(row + j, load(buffer + j));
-      }
-      for (; j + L <= count; j += L) store(row + j, load(buffer + j));
-    }
-    for (; j < count; ++j) row[j * stride] = from_accumulator<T>(buffer[j]);
+    if (stride == 1)
+      return write_row(row, count, streaming, [&](int64_t j, int) { return f(load(buffer + j)); }, [](int64_t, int) {});
+    for (int64_t j = 0; j < count; j += kLanes<A>) store(buffer + j, f(load(buffer + j)));
+    for (int64_t j = 0; j < count; ++j) row[j * stride] = from_accumulator<T>(buffer[j]);
   });
 }
 
@@ -173,20 +230,13 @@ void mask_row(const M* mask, int64_t stride, int64_t count, A* s) {
 template <class A>
 struct Tile {
   int lanes = 0;
-  RowAt at[kTileLanes<A>];
-};
-
-// f(lane, element) for every element of the tile, in the order that reads memory along its smaller stride.
-template <class A, class F>
-TW_INLINE void for_tile(const Tile<A>& tile, int64_t RowAt::* offset, int64_t stride, int64_t count, const F& f) {
-  if (stride == 1) {
-    for (int l = 0; l < tile.lanes; ++l)
-      for (int64_t j = 0; j < count; ++j) f(l, j, tile.at[l].*offset + j);
-  } else {
-    for (int64_t j = 0; j < count; ++j)
-      for (int l = 0; l < tile.lanes; ++l) f(l, j, tile.at[l].*offset + j * stride);
+  // Element j of lane l, in a block of `count` columns, is j * kTileLanes behind this.
+  TW_MEMBER int64_t lane(int l, int64_t count) const {
+    return l / kTileLanes<A> * kTileLanes<A> * count + l % kTileLanes<A>;
   }
-}
+  TW_MEMBER int vectors() const { return (lanes + kLanes<A> - 1) / kLanes<A>; }
+  RowAt at[kMaxTileLanes<A>];
+};
 
 // Whether lane l of the tile is `step` elements after lane l - 1, for every lane in use.
 template <class A>
@@ -196,49 +246,99 @@ TW_INLINE bool lanes_step_by(const Tile<A>& tile, int64_t RowAt::* offset, int64
   return true;
 }
 
-// Visits the vectors of a tile whose lanes are neighbours in memory: whole(buffer, pointer) and part(buffer, pointer,
-// n).
+// Visits the vectors of a tile whose lanes are neighbours in memory: whole(buffer, pointer) and part(buffer, pointer, n).
 template <class A, class T, class Whole, class Part>
 TW_INLINE void for_vectors(const Tile<A>& tile, T* at, int64_t stride, int64_t count, A* buffer, const Whole& whole,
                            const Part& part) {
   constexpr int L = kLanes<A>;
   for (int64_t j = 0; j < count; ++j, at += stride, buffer += kTileLanes<A>) {
     int l = 0;
-    for (; l + L <= tile.lanes; l += L) whole(buffer + l, at + l);
-    if (l < tile.lanes) part(buffer + l, at + l, tile.lanes - l);
+    for (; l + L <= tile.lanes; l += L) whole(buffer + tile.lane(l, count), at + l);
+    if (l < tile.lanes) part(buffer + tile.lane(l, count), at + l, tile.lanes - l);
   }
 }
 
-// buffer[j][l] = element `first` + j of row l. Lanes that are not in use hold 0.
+// Visits a tile whose rows are contiguous: block(l, j) for L lanes by L elements, one(l, j) for what is left over.
+template <class A, class Block, class One>
+TW_INLINE void for_blocks(const Tile<A>& tile, int64_t count, const Block& block, const One& one) {
+  constexpr int L = kLanes<A>;
+  const int64_t blocked = count / L * L;
+  int l = 0;
+  for (; l + L <= tile.lanes; l += L) {
+    for (int64_t j = 0; j < blocked; j += L) block(l, j);
+    for (int i = l; i < l + L; ++i)
+      for (int64_t j = blocked; j < count; ++j) one(i, j);
+  }
+  for (; l < tile.lanes; ++l)
+    for (int64_t j = 0; j < count; ++j) one(l, j);
+}
+
+// buffer[j][l] = scale * element `first` + j of row l. Lanes that are not in use hold 0.
 template <class A>
 void load_tile(const Storage& tensor, const Tile<A>& tile, int64_t RowAt::* offset, int64_t stride, int64_t first,
-               int64_t count, A* buffer) {
+               int64_t count, A scale, A* buffer) {
+  constexpr int L = kLanes<A>;
   constexpr int W = kTileLanes<A>;
-  if (tile.lanes < W) std::memset(buffer, 0, static_cast<size_t>(count * W) * sizeof(A));
+  if (tile.lanes % W != 0) {
+    A* const last = buffer + tile.lane(tile.lanes / W * W, count);
+    std::memset(last, 0, static_cast<size_t>(count * W) * sizeof(A));
+  }
   with_dtype<A>(tensor.dtype, [&](auto t) {
     using T = decltype(t);
     const T* src = static_cast<const T*>(tensor.data) + first * stride;
     if (lanes_step_by(tile, offset, 1))
       return for_vectors(
-          tile, src + tile.at[0].*offset, stride, count, buffer, [](A* b, const T* p) { store(b, load(p)); },
-          [](A* b, const T* p, int n) { store(b, load_partial(p, n)); });
-    for_tile(tile, offset, stride, count, [&](int l, int64_t j, int64_t at) { buffer[j * W + l] = to_float(src[at]); });
+          tile, src + tile.at[0].*offset, stride, count, buffer, [&](A* b, const T* p) { store(b, load(p) * scale); },
+          [&](A* b, const T* p, int n) { store(b, load_partial(p, n) * scale); });
+    const auto one = [&](int l, int64_t j) {
+      buffer[tile.lane(l, count) + j * W] = to_float(src[tile.at[l].*offset + j * stride]) * scale;
+    };
+    if (stride != 1) {
+      for (int64_t j = 0; j < count; ++j)
+        for (int l = 0; l < tile.lanes; ++l) one(l, j);
+      return;
+    }
+    const auto block = [&](int l, int64_t j) {
+      Vec<A> r[L];
+      for (int i = 0; i < L; ++i) r[i] = load(src + tile.at[l + i].*offset + j) * scale;
+      transpose_block<A>(r);
+      for (int i = 0; i < L; ++i) store(buffer + tile.lane(l, count) + (j + i) * W, r[i]);
+    };
+    for_blocks(tile, count, block, one);
   });
 }
 
 template <class A>
 void store_tile(const Storage& tensor, const Tile<A>& tile, int64_t RowAt::* offset, int64_t stride, int64_t first,
-                int64_t count, A* buffer) {
+                int64_t count, bool streaming, A* buffer) {
+  constexpr int L = kLanes<A>;
   constexpr int W = kTileLanes<A>;
   with_dtype<A>(tensor.dtype, [&](auto t) {
     using T = decltype(t);
     T* dst = static_cast<T*>(tensor.data) + first * stride;
-    if (lanes_step_by(tile, offset, 1))
-      return for_vectors(
-          tile, dst + tile.at[0].*offset, stride, count, buffer, [](A* b, T* p) { store(p, load(b)); },
-          [](A* b, T* p, int n) { store_partial(p, load(b), n); });
-    for_tile(tile, offset, stride, count,
-             [&](int l, int64_t j, int64_t at) { dst[at] = from_accumulator<T>(buffer[j * W + l]); });
+    if (lanes_step_by(tile, offset, 1)) {
+      T* at = dst + tile.at[0].*offset;
+      const auto part = [](A* b, T* p, int n) { store_partial(p, load(b), n); };
+      const bool aligned = reinterpret_cast<uintptr_t>(at) % (L * sizeof(T)) == 0 && (count == 1 || stride % L == 0);
+      if (streaming && aligned)
+        return for_vectors(tile, at, stride, count, buffer, [](A* b, T* p) { stream(p, load(b)); }, part);
+      return for_vectors(tile, at, stride, count, buffer, [](A* b, T* p) { store(p, load(b)); }, part);
+    }
+    const auto one = [&](int l, int64_t j) {
+      dst[tile.at[l].*offset + j * stride] = from_accumulator<T>(buffer[tile.lane(l, count) + j * W]);
+    };
+    if (stride != 1) {
+      for (int64_t j = 0; j < count; ++j)
+        for (int l = 0; l < tile.lanes; ++l) one(l, j);
+      return;
+    }
+    const auto block = [&](int l, int64_t j) {
+      Vec<A> r[L];
+      for (int i = 0; i < L; ++i) r[i] = load(buffer + tile.lane(l, count) + (j + i) * W);
+      transpose_block<A>(r);
+      for (int i = 0; i < L; ++i) store(dst + tile.at[l + i].*offset + j, r[i]);
+    };
+    for_blocks(tile, count, block, one);
   });
 }
 
@@ -252,29 +352,45 @@ void mask_tile(const M* mask, const Tile<A>& tile, int64_t stride, int64_t count
         [](A* b, const M* p, int n) {
           for (int l = 0; l < n; ++l) b[l] = masked(b[l], p[l]);
         });
-  for_tile(tile, &RowAt::third, stride, count,
-           [&](int l, int64_t j, int64_t at) { s[j * W + l] = masked(s[j * W + l], mask[at]); });
+  for (int l = 0; l < tile.lanes; ++l)
+    for (int64_t j = 0; j < count; ++j)
+      s[tile.lane(l, count) + j * W] = masked(s[tile.lane(l, count) + j * W], mask[tile.at[l].third + j * stride]);
 }
 
-// body(tile, thread) for tiles over all rows. Where the rows along the last row dimension are neighbours in memory, a
-// tile stays within one line of them.
+// How the rows are cut into tiles. Where the rows along the last row dimension are neighbours in memory, a tile stays
+// within one line of them.
+template <class A>
+struct Tiling {
+  int64_t line, width, per_line, count;
+
+  Tiling(const SoftmaxParams& p, int64_t rows, int64_t buffer) {
+    const int last = p.row_dims - 1;
+    const bool neighbours = last >= 0 && p.x_row_stride[last] == 1 && p.row_shape[last] >= kLanes<A>;
+    line = neighbours ? p.row_shape[last] : rows;
+    width = kTileLanes<A>;
+    const auto tiles = [&](int64_t w) { return rows / line * ceil_div(line, w); };
+    while (neighbours && 2 * width <= min64(kMaxTileLanes<A>, line) && 2 * width * p.n <= buffer &&
+           tiles(2 * width) >= 4 * p.num_threads)
+      width *= 2;
+    per_line = ceil_div(line, width);
+    count = tiles(width);
+  }
+};
+
+// body(tile, thread) for every tile.
 template <class A, class F>
-void for_tiles(const SoftmaxParams& p, const int64_t* third_stride, int64_t rows, int64_t tiles_per_task,
+void for_tiles(const SoftmaxParams& p, const Tiling<A>& tiling, const int64_t* third_stride, int64_t tiles_per_task,
                const F& body) {
-  constexpr int W = kTileLanes<A>;
-  const int last = p.row_dims - 1;
-  const bool neighbours = last >= 0 && p.x_row_stride[last] == 1 && p.row_shape[last] >= kLanes<A>;
-  const int64_t line = neighbours ? p.row_shape[last] : rows, per_line = ceil_div(line, W),
-                tiles = rows / line * per_line;
-  parallel_for(ceil_div(tiles, tiles_per_task), p.num_threads, [&](int64_t task, int thread) {
-    for (int64_t t = task * tiles_per_task; t < min64(tiles, (task + 1) * tiles_per_task); ++t) {
-      const int64_t first = t % per_line * W;
-      RowWalk walk(p, third_stride, t / per_line * line + first);
+  parallel_for(ceil_div(tiling.count, tiles_per_task), p.num_threads, [&](int64_t task, int thread) {
+    for (int64_t t = task * tiles_per_task; t < min64(tiling.count, (task + 1) * tiles_per_task); ++t) {
+      const int64_t first = t % tiling.per_line * tiling.width;
+      RowWalk walk(p, third_stride, t / tiling.per_line * tiling.line + first);
       Tile<A> tile;
-      tile.lanes = static_cast<int>(min64(W, line - first));
+      tile.lanes = static_cast<int>(min64(tiling.width, tiling.line - first));
       for (int l = 0; l < tile.lanes; ++l, walk.next()) tile.at[l] = walk.at();
       body(tile, thread);
     }
+    stream_fence();
   });
 }
 
