@@ -83,9 +83,8 @@ struct Workspace {
 // --- statistics
 // --------------------------------------------------------------------------------------------------------
 
-// dot[r] = dout_r . out_r of `count` rows, summed in the order in which the matrix products sum dP = dO V^T. Where a row
-// attends to one key, dP and delta are then the same number, and dS is the 0 that it should be, not rounding. Four rows at
-// a time, since each sum is a chain of additions that wait for one another.
+// dot[r] = dout_r . out_r of `count` rows. In double: dP - delta cancels where one key has most of the weight, and what is
+// left should be the rounding of dP alone. Four rows at a time, since each sum is a chain of additions.
 template <class A>
 void dot_rows(DType dtype, const char* const* x, const char* const* y, int count, int64_t dim, A* dot) {
   with_dtype<A>(dtype, [&](auto t) {
@@ -97,10 +96,10 @@ void dot_rows(DType dtype, const char* const* x, const char* const* y, int count
         a[i] = reinterpret_cast<const T*>(x[row]);
         b[i] = reinterpret_cast<const T*>(y[row]);
       }
-      A sum[4] = {0, 0, 0, 0};
+      double sum[4] = {0, 0, 0, 0};
       for (int64_t d = 0; d < dim; ++d)
-        for (int i = 0; i < 4; ++i) sum[i] += static_cast<A>(to_float(a[i][d])) * static_cast<A>(to_float(b[i][d]));
-      for (int i = 0; i < 4 && r + i < count; ++i) dot[r + i] = sum[i];
+        for (int i = 0; i < 4; ++i) sum[i] += double{to_float(a[i][d])} * double{to_float(b[i][d])};
+      for (int i = 0; i < 4 && r + i < count; ++i) dot[r + i] = static_cast<A>(sum[i]);
     }
   });
 }
@@ -116,9 +115,8 @@ void prepare_strip(const Plan<A>& plan, const Sequence& s, const HeadGroup& grou
   const int64_t row = (s.batch * p.heads_kv + group.kv) * plan.rows() + first;
   if (plan.shares > 1) pack_query_strip(p, s, strip, plan.queries + row * p.head_dim, plan.grads + row * p.head_dim_v);
   const RowStats<A> stats = plan.stats.at(row);
-  const double unit = natural_log<A>(p);
-  const auto at = [&](const View4& view, int r) {
-    return double{static_cast<const A*>(view.data)[query_offset(p, view, s, strip.head[r], strip.row[r])]};
+  const auto at = [&](const View4& view, int r) -> const A& {
+    return static_cast<const A*>(view.data)[query_offset(p, view, s, strip.head[r], strip.row[r])];
   };
   const char *grads[kStripLanes<A>], *outs[kStripLanes<A>];
   for (int r = 0; r < strip.count; ++r) {
@@ -129,14 +127,12 @@ void prepare_strip(const Plan<A>& plan, const Sequence& s, const HeadGroup& grou
   dot_rows<A>(p.dtype, grads, outs, strip.count, p.head_dim_v, stats.delta);
   for (int r = 0; r < kStripLanes<A>; ++r) {
     stats.max[r] = static_cast<A>(kInfinity);
-    stats.log_sum[r] = 0;
+    stats.inverse[r] = 0;
     if (r >= strip.count) continue;
-    const double lse = at(p.lse, r), low = p.lse_low.data != nullptr ? at(p.lse_low, r) : 0;
-    if (lse != -kInfinity) {
-      stats.max[r] = static_cast<A>(lse / unit);
-      stats.log_sum[r] = static_cast<A>((lse / unit - double{stats.max[r]}) + low / unit);
-    }
-    if (p.dlse.data != nullptr) stats.delta[r] -= static_cast<A>(at(p.dlse, r));
+    const A* forward = &at(p.row_stats, r);
+    stats.max[r] = forward[0];
+    stats.inverse[r] = forward[p.row_stats.stride[3]];
+    if (p.dlse.data != nullptr) stats.delta[r] -= at(p.dlse, r);
   }
 }
 
@@ -337,6 +333,7 @@ Status attention_backward(const AttentionParams& p) {
   const Status status = check_attention(p);
   if (status != Status::kOk) return status;
   if (p.block_table != nullptr || p.seqlens_k != nullptr) return Status::kBadShape;  // caches have no gradient
+  if (p.row_stats.data == nullptr && p.q.data != nullptr) return Status::kBadShape;
   return p.dtype == DType::kFloat64 ? backward_as<double>(p) : backward_as<float>(p);
 }
 

@@ -6,13 +6,13 @@
 namespace tilewright {
 namespace TW_ISA {
 
-// Per query row, kept for the whole call, in the units of the scores: p = exp((s - max) - log_sum), where the two are
-// lse and lse_low of the forward pass. One float alone would be too coarse a lse for rows of finfo.min or logits of
-// 1e4. A row without keys has max = +inf, so that every p is 0.
+// Per query row, kept for the whole call: p = exp(s - max) * inverse, with the forward pass's own maximum and sum. From
+// lse alone p would be less accurate than a softmax that is kept: its rounding grows with |lse|, and so does that of
+// s - lse. A row without keys has max = +inf, so that every p is 0.
 template <class A>
 struct RowStats {
-  A *max, *log_sum, *delta;
-  RowStats at(int64_t row) const { return {max + row, log_sum + row, delta + row}; }
+  A *max, *inverse, *delta;
+  RowStats at(int64_t row) const { return {max + row, inverse + row, delta + row}; }
 };
 
 // Where a row's statistics are: groups are padded to whole strips.
@@ -33,6 +33,9 @@ struct TileBuffers {
   }
 };
 
+// dP is summed in shorter blocks than other products: dP - delta cancels, so that its rounding is felt most.
+constexpr int64_t kGradientBlock = 16;
+
 // From scores and dP^T to P^T and dS^T, in place.
 template <class A, bool BASE2>
 void differentiate_tile(const AttentionParams& p, int vectors, RowStats<A> stats, int64_t n, bool through_softcap,
@@ -42,18 +45,18 @@ void differentiate_tile(const AttentionParams& p, int vectors, RowStats<A> stats
   const uint32_t threshold = dropout_threshold(p.dropout_p);
   const A scale = static_cast<A>(dropout ? dropout_scale(p.dropout_p) : 1);
   for (int base = 0; base < vectors * L; base += L) {
-    const Vec<A> max = load(stats.max + base), log_sum = load(stats.log_sum + base), delta = load(stats.delta + base);
+    const Vec<A> max = load(stats.max + base), inverse = load(stats.inverse + base), delta = load(stats.delta + base);
     A *x = probs + base, *g = ds + base;
     if (!dropout && !through_softcap) {
       for (int64_t j = 0; j < n; ++j, x += stride, g += stride) {
-        const Vec<A> e = exp_nonpositive<BASE2>(load(x) - max - log_sum);
+        const Vec<A> e = exp_nonpositive<BASE2>(below<BASE2>(load(x), max)) * inverse;
         store(x, e);
         store(g, e * (load(g) - delta));
       }
       continue;
     }
     for (int64_t j = 0; j < n; ++j, x += stride, g += stride) {
-      const Vec<A> e = exp_nonpositive<BASE2>(load(x) - max - log_sum);
+      const Vec<A> e = exp_nonpositive<BASE2>(below<BASE2>(load(x), max)) * inverse;
       Vec<A> after = e, dp = load(g) * scale;
       if (dropout) {
         after = kept(buffers.bits + j * lanes + base, threshold, e);
@@ -78,7 +81,7 @@ void gradient_tile(const AttentionParams& p, const Sequence& s, const Strip<A>& 
                    TileBuffers<A>& buffers, A* probs, A* ds, int64_t stride) {
   constexpr int lanes = kStripLanes<A>;
   gemm<A, false>(n, strip.vectors, p.head_dim, k.data, k.stride, queries, lanes, probs, stride, {});
-  gemm<A, false>(n, strip.vectors, p.head_dim_v, v.data, v.stride, grads, lanes, ds, stride, {});
+  gemm<A, false>(n, strip.vectors, p.head_dim_v, v.data, v.stride, grads, lanes, ds, stride, {}, kGradientBlock);
   const A* mask = p.mask.data != nullptr ? buffers.mask : nullptr;
   if (mask != nullptr) load_mask(p, s, strip, key, n, buffers.mask);
   finish_scores<A>(p, strip, key, n, probs, stride, mask, buffers.capped);
@@ -99,7 +102,7 @@ void pack_query_strip(const AttentionParams& p, const Sequence& s, const Strip<A
     q[r] = query_row(p, p.q, s, strip.head[r], strip.row[r]);
     g[r] = query_row(p, p.dout, s, strip.head[r], strip.row[r]);
   }
-  pack_strip<A>(p.dtype, q, strip.count, p.head_dim, static_cast<A>(score_scale<A>(p)), queries);
+  pack_strip<A>(p.dtype, q, strip.count, p.head_dim, static_cast<A>(p.scale), queries);
   pack_strip<A>(p.dtype, g, strip.count, p.head_dim_v, A{1}, grads);
 }
 

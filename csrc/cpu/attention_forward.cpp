@@ -92,14 +92,17 @@ void key_range(const AttentionParams& p, const Sequence& s, int64_t group_size, 
 }
 
 template <class A>
-void write_lse(const AttentionParams& p, int64_t at, int64_t low_at, const Denominator& d) {
-  if (p.lse.data == nullptr) return;
-  // For a backward pass to come the logarithm is taken in double, and what the lse loses is kept beside it.
-  const double log_sum = p.lse_low.data != nullptr ? std::log(d.sum) : double{std::log(static_cast<A>(d.sum))};
-  const A lse = d.sum == 0 ? static_cast<A>(-kInfinity) : static_cast<A>(d.max + log_sum);
-  static_cast<A*>(p.lse.data)[at] = lse;
-  if (p.lse_low.data != nullptr)
-    static_cast<A*>(p.lse_low.data)[low_at] = d.sum == 0 ? A{0} : static_cast<A>((d.max - double{lse}) + log_sum);
+void write_statistics(const AttentionParams& p, const Sequence& s, int64_t h, int64_t i, const Denominator& d) {
+  if (p.lse.data != nullptr)
+    static_cast<A*>(p.lse.data)[query_offset(p, p.lse, s, h, i)] =
+        d.sum == 0 ? static_cast<A>(-kInfinity) : static_cast<A>(d.max + double{std::log(static_cast<A>(d.sum))});
+  if (p.row_stats.data == nullptr) return;
+  A* stats = static_cast<A*>(p.row_stats.data) + query_offset(p, p.row_stats, s, h, i);
+  // The maximum is rounded to its own units only where a sink is the maximum; the sum makes up for that.
+  const double unit = natural_log<A>(p);
+  const A max = d.sum == 0 ? static_cast<A>(kInfinity) : static_cast<A>(d.max / unit);
+  stats[0] = max;
+  stats[p.row_stats.stride[3]] = d.sum == 0 ? A{0} : static_cast<A>(1 / (d.sum * std::exp(d.max - double{max} * unit)));
 }
 
 // Divides O by the sum, joins the sink, and writes out and lse.
@@ -114,8 +117,7 @@ void finish_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& s
     // An empty row: nothing was summed, whatever its O holds is 0 or was never written.
     factor[r] = d.sum == 0 ? A{0} : static_cast<A>(d.scale * dropped / d.sum);
     rows[r] = query_row(p, p.out, s, strip.head[r], strip.row[r]);
-    write_lse<A>(p, query_offset(p, p.lse, s, strip.head[r], strip.row[r]),
-                 query_offset(p, p.lse_low, s, strip.head[r], strip.row[r]), d);
+    write_statistics<A>(p, s, strip.head[r], strip.row[r], d);
   }
   for (int r = strip.count; r < lanes; ++r) factor[r] = 0;
   if (!state.started) std::memset(state.out, 0, static_cast<size_t>(p.head_dim_v * lanes) * sizeof(A));
@@ -145,7 +147,7 @@ void attend_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group
     if (end > split_end) end = split_end;
   }
 
-  const A scale = static_cast<A>(score_scale<A>(p));
+  const A scale = static_cast<A>(p.scale);
   StripState<A> states[kMaxBlockRows / lanes > 0 ? kMaxBlockRows / lanes : 1];
   for (int64_t i = 0; i < count; ++i) {
     make_strip(p, s, group, first + i * lanes, &w.strip[i]);
@@ -162,7 +164,8 @@ void attend_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group
   }
 
   const KeyRows k = key_rows(p, p.k, s, group.kv), v = key_rows(p, p.v, s, group.kv);
-  const bool decode = rows <= kDecodeRows<A>;
+  // Not with a backward to come: that computes the scores as tiles, and its probabilities need the very same sums.
+  const bool decode = rows <= kDecodeRows<A> && p.row_stats.data == nullptr;
   if (decode) decode_strip(p, s, w.strip[0], k, v, begin / 4 * 4, end, w.scores, w.decode, &states[0]);
   for (int64_t tile = begin / kKeyTile * kKeyTile; tile < end && !decode; tile += kKeyTile) {
     const int64_t lo = tile > begin ? tile : begin, hi = tile + kKeyTile < end ? tile + kKeyTile : end;

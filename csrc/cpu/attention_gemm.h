@@ -97,12 +97,12 @@ inline void gemm_panel(int64_t rows, int vectors, int64_t depth, const A* a, int
 constexpr int64_t kDepthBlock = 64;
 template <class A, bool TRANSPOSED>
 inline void gemm(int64_t rows, int vectors, int64_t depth, const A* a, int64_t lda, const A* b, int64_t ldb, A* c,
-                 int64_t ldc, Accumulate<A> accumulate) {
-  for (; depth > kDepthBlock * 3 / 2; depth -= kDepthBlock) {
-    gemm_panel<A, TRANSPOSED>(rows, vectors, kDepthBlock, a, lda, b, ldb, c, ldc, accumulate);
+                 int64_t ldc, Accumulate<A> accumulate, int64_t block = kDepthBlock) {
+  for (; depth > block * 3 / 2; depth -= block) {
+    gemm_panel<A, TRANSPOSED>(rows, vectors, block, a, lda, b, ldb, c, ldc, accumulate);
     accumulate = {true, nullptr};
-    a += kDepthBlock * (TRANSPOSED ? lda : 1);
-    b += kDepthBlock * ldb;
+    a += block * (TRANSPOSED ? lda : 1);
+    b += block * ldb;
   }
   gemm_panel<A, TRANSPOSED>(rows, vectors, depth, a, lda, b, ldb, c, ldc, accumulate);
 }

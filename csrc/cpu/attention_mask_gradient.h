@@ -72,12 +72,12 @@ void mask_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padd
       if (row_end > s.len_q) row_end = s.len_q;
       for (int64_t row = first_row; row < row_end; row += lanes) {
         make_strip(p, s, group, row, w.strip);
-        alignas(64) A max[lanes], log_sum[lanes], delta[lanes];
+        alignas(64) A max[lanes], inverse[lanes], delta[lanes];
         for (int r = 0; r < lanes; ++r) {
           const bool used = r < w.strip->count;
           const RowStats<A> at = all_stats.at(stats_row(p, padded_rows, b, h, used ? row + r : row));
           max[r] = used ? *at.max : static_cast<A>(kInfinity);
-          log_sum[r] = used ? *at.log_sum : A{0};
+          inverse[r] = used ? *at.inverse : A{0};
           delta[r] = used ? *at.delta : A{0};
         }
         pack_query_strip(p, s, *w.strip, w.queries, w.grads);
@@ -89,7 +89,7 @@ void mask_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padd
           const int64_t n = key + kMaskKeys < key_end ? kMaskKeys : key_end - key;
           const RowTile<A> kt = load_rows(p.dtype, k, key, n, p.head_dim, w.keys);
           const RowTile<A> vt = load_rows(p.dtype, v, key, n, p.head_dim_v, w.values);
-          gradient_tile<A>(p, s, *w.strip, {max, log_sum, delta}, w.queries, w.grads, kt, vt, key, n, true, w.buffers,
+          gradient_tile<A>(p, s, *w.strip, {max, inverse, delta}, w.queries, w.grads, kt, vt, key, n, true, w.buffers,
                            w.probs, w.ds, lanes);
           for (int64_t j = 0; j < n; ++j)
             for (int x = 0; x < w.strip->vectors * L; x += L)
@@ -119,7 +119,7 @@ void sink_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padd
       const Sequence s = sequence_of(p, b);
       for (int64_t i = 0; i < s.len_q; ++i) {
         const RowStats<A> at = all_stats.at(stats_row(p, padded_rows, b, h, i));
-        sum -= std::exp(sink - double{*at.max} * unit - *at.log_sum * unit) * double{*at.delta};
+        sum -= std::exp(sink - double{*at.max} * unit) * double{*at.inverse} * double{*at.delta};
       }
     }
     static_cast<A*>(p.dsinks.data)[h * p.dsinks.stride[0]] += static_cast<A>(sum);

@@ -8,19 +8,16 @@ namespace TW_ISA {
 
 constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
-// Whether scores are kept in units of log 2: log2(e) joins the scale that Q is packed with, and exp becomes exp2, whose
-// range reduction is one subtraction. Not where something is added to or done with the scores themselves: log2(e) times
-// a mask's finfo.min would overflow.
+// Whether row maxima are kept in units of log 2, and exp(s - max) is exp2(s log2(e) - max), whose range reduction is one
+// subtraction. The product is not rounded before the difference is taken (one FMA), so that large scores keep the
+// precision of their differences; it may not join the scale that Q is packed with. Not where something is added to the
+// scores: log2(e) times a mask's finfo.min would overflow.
 template <class A>
 inline bool base2_scores(const AttentionParams& p) {
   const bool adds = p.mask.data != nullptr && p.mask_dtype != DType::kBool;
   return sizeof(A) == 4 && !adds && p.softcap <= 0 && p.alibi_slopes.data == nullptr;
 }
-// What Q is multiplied by, and what turns a score into a natural logarithm.
-template <class A>
-inline double score_scale(const AttentionParams& p) {
-  return base2_scores<A>(p) ? p.scale * kLog2e : p.scale;
-}
+// What turns a row maximum into a natural logarithm.
 template <class A>
 inline double natural_log(const AttentionParams& p) {
   return base2_scores<A>(p) ? kLn2 : 1;
@@ -50,6 +47,13 @@ TW_INLINE vdouble exp_nonpositive(vdouble x) {
   return vexp_nonpositive(x);
 }
 
+// s - max, in the units of max.
+template <bool BASE2, class V>
+TW_INLINE V below(V s, V max) {
+  if constexpr (BASE2) return s * 1.44269504f - max;
+  return s - max;
+}
+
 // What a strip carries from tile to tile: O^T [Dv][lanes], and per lane the running maximum and sum.
 template <class A>
 struct StripState {
@@ -66,12 +70,14 @@ void softmax_tile(A* s, int64_t n, StripState<A>* state, A* alpha) {
   const Vec<A> none = broadcast<A>(static_cast<A>(-kInfinity));
   Vec<A> max[VECTORS], sum[2][VECTORS];
   for (int v = 0; v < VECTORS; ++v) {
-    max[v] = state->started ? load(state->max + v * L) : none;
+    max[v] = none;
     sum[0][v] = sum[1][v] = Vec<A>{};
   }
   for (int64_t j = 0; j < n; ++j)
     for (int v = 0; v < VECTORS; ++v) max[v] = vmax(load(s + j * lanes + v * L), max[v]);
   for (int v = 0; v < VECTORS; ++v) {
+    if constexpr (BASE2) max[v] *= 1.44269504f;
+    if (state->started) max[v] = vmax(max[v], load(state->max + v * L));
     // A row with no key so far subtracts 0: -inf - -inf would be NaN.
     const Vec<A> base = max[v] == none ? Vec<A>{} : max[v];
     const Vec<A> factor = state->started ? exp_nonpositive<BASE2>(load(state->max + v * L) - base) : Vec<A>{};
@@ -83,13 +89,13 @@ void softmax_tile(A* s, int64_t n, StripState<A>* state, A* alpha) {
   for (; j + 2 <= n; j += 2)
     for (int i = 0; i < 2; ++i)
       for (int v = 0; v < VECTORS; ++v) {
-        const Vec<A> e = exp_nonpositive<BASE2>(load(s + (j + i) * lanes + v * L) - max[v]);
+        const Vec<A> e = exp_nonpositive<BASE2>(below<BASE2>(load(s + (j + i) * lanes + v * L), max[v]));
         store(s + (j + i) * lanes + v * L, e);
         sum[i][v] += e;
       }
   for (; j < n; ++j)
     for (int v = 0; v < VECTORS; ++v) {
-      const Vec<A> e = exp_nonpositive<BASE2>(load(s + j * lanes + v * L) - max[v]);
+      const Vec<A> e = exp_nonpositive<BASE2>(below<BASE2>(load(s + j * lanes + v * L), max[v]));
       store(s + j * lanes + v * L, e);
       sum[0][v] += e;
     }

@@ -102,8 +102,8 @@ def _attention_params(call: AttentionCall, outputs: tuple[Tensor, ...]) -> Any:
     _set_features(p, call)
     _set_dropout(p, call)
     p.q, p.k, p.v, p.out, p.lse = _view(q), _view(k), _view(v), _view(outputs[0]), _view(outputs[1])
-    if call.keep_low:
-        p.lse_low = _view(outputs[2])
+    if call.keep_stats:
+        p.row_stats = _view(outputs[2])
     p.batch, p.heads, p.seqlen_q, p.head_dim = q.shape
     _, p.heads_kv, p.seqlen_k, p.head_dim_v = v.shape
     return p
@@ -117,13 +117,13 @@ def _attention_forward(call: AttentionCall) -> tuple[Tensor, ...]:
 
 def _varlen_params(call: VarlenAttentionCall, outputs: tuple[Tensor, ...]) -> Any:
     p = kernels().AttentionParams()
-    q, k, v, (out, lse, low) = call.q, call.k, call.v, outputs
+    q, k, v, (out, lse, row_stats) = call.q, call.k, call.v, outputs
     _set_features(p, call)
     _set_dropout(p, call)
     p.q, p.k, p.v, p.out = _packed(q), _packed(k), _packed(v), _packed(out)
     p.lse = (lse.data_ptr(), (0, *lse.stride()))
-    if call.keep_low:
-        p.lse_low = (low.data_ptr(), (0, *low.stride()))
+    if call.keep_stats:
+        p.row_stats = (row_stats.data_ptr(), (0, *row_stats.stride()))
     p.cu_seqlens_q, p.cu_seqlens_k = call.cu_seqlens_q.data_ptr(), call.cu_seqlens_k.data_ptr()
     p.batch, p.seqlen_q, p.seqlen_k = call.cu_seqlens_q.shape[0] - 1, call.max_seqlen_q, call.max_seqlen_k
     p.total_q, p.heads, p.head_dim = q.shape

@@ -33,7 +33,7 @@ class AttentionCall(NamedTuple):
     scale: float
     dropout_p: float
     deterministic: bool
-    keep_low: bool
+    keep_stats: bool
 
 
 def empty_output(q: Tensor, head_dim_v: int) -> Tensor:
@@ -49,15 +49,14 @@ def empty_output(q: Tensor, head_dim_v: int) -> Tensor:
 
 
 def allocate(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
-    """out, lse, and lse_low, what lse lost when it was rounded, kept for the backward; empty when there will be
-    none."""
+    """out, lse, and row_stats, from which a backend's backward rebuilds the probabilities; empty when there is none."""
     q = call.q
     lse = torch.empty(q.shape[:3], dtype=accumulator(q.dtype), device=q.device)
-    return empty_output(q, call.v.shape[-1]), lse, torch.empty_like(lse) if call.keep_low else lse.new_empty((0, 0, 0))
+    return empty_output(q, call.v.shape[-1]), lse, lse.new_empty((*lse.shape, 2) if call.keep_stats else (0,) * 4)
 
 
 def without_grad(call: Any) -> Any:
-    return call._replace(keep_low=False)
+    return call._replace(keep_stats=False)
 
 
 def cost(call: AttentionCall) -> Cost:
@@ -139,13 +138,13 @@ def prepare(
 OP = Op(
     name="attention",
     call=AttentionCall,
-    outputs=("out", "lse", "lse_low"),
+    outputs=("out", "lse", "row_stats"),
     allocate=allocate,
     cost=cost,
     prepare=prepare,
     differentiable=("q", "k", "v", "mask", "sinks"),
     saved=("q", "k", "v", "mask", "alibi_slopes", "sinks", "rng"),
-    intermediates=("lse_low",),
+    intermediates=("row_stats",),
     without_grad=without_grad,
 )
 

@@ -37,15 +37,15 @@ class VarlenAttentionCall(NamedTuple):
     scale: float
     dropout_p: float
     deterministic: bool
-    keep_low: bool
+    keep_stats: bool
 
 
 def allocate(call: VarlenAttentionCall) -> tuple[Tensor, Tensor, Tensor]:
-    """out, lse and lse_low, as attention's."""
+    """out, lse and row_stats, as attention's."""
     total_q, heads, _ = call.q.shape
     out = call.q.new_empty((total_q, heads, call.v.shape[-1]))
     lse = torch.empty((heads, total_q), dtype=accumulator(call.q.dtype), device=call.q.device)
-    return out, lse, torch.empty_like(lse) if call.keep_low else lse.new_empty((0, 0))
+    return out, lse, lse.new_empty((*lse.shape, 2) if call.keep_stats else (0,) * 3)
 
 
 def cost(call: VarlenAttentionCall) -> Cost:
@@ -165,13 +165,13 @@ def prepare(
 OP = Op(
     name="varlen_attention",
     call=VarlenAttentionCall,
-    outputs=("out", "lse", "lse_low"),
+    outputs=("out", "lse", "row_stats"),
     allocate=allocate,
     cost=cost,
     prepare=prepare,
     differentiable=("q", "k", "v", "mask", "sinks"),
     saved=("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "mask", "alibi_slopes", "sinks", "rng"),
-    intermediates=("lse_low",),
+    intermediates=("row_stats",),
     without_grad=without_grad,
     check_values=check_values,
 )

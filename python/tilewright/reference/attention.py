@@ -101,9 +101,9 @@ def forward(call: AttentionCall, compute_dtype: torch.dtype | None = None) -> tu
         dropout_p=call.dropout_p,
         compute_dtype=compute_dtype,
     )
-    return empty_output(call.q, call.v.shape[3]).copy_(out), lse, no_low_part(lse, call.keep_low)
+    return empty_output(call.q, call.v.shape[3]).copy_(out), lse, no_row_stats(lse, call.keep_stats)
 
 
-def no_low_part(lse: Tensor, keep_low: bool) -> Tensor:
-    """lse_low of a forward whose backward does not read it."""
-    return torch.zeros_like(lse) if keep_low else lse.new_empty((0,) * lse.dim())
+def no_row_stats(lse: Tensor, keep_stats: bool) -> Tensor:
+    """row_stats of a forward whose backward does not read them."""
+    return lse.new_zeros((*lse.shape, 2)) if keep_stats else lse.new_empty((0,) * (lse.dim() + 1))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..ops._checks import accumulator
 from ..ops.varlen_attention import VarlenAttentionCall
-from .attention import attend, no_low_part
+from .attention import attend, no_row_stats
 
 
 def _of_sequence(mask: Tensor | None, b: int, seqlen_q: int, seqlen_k: int) -> Tensor | None:
@@ -47,4 +47,4 @@ def forward(call: VarlenAttentionCall, compute_dtype: torch.dtype | None = None)
         outs.append(out.squeeze(0).transpose(0, 1))
         lses.append(lse.squeeze(0))
     lse = torch.cat(lses, 1)
-    return torch.cat(outs), lse, no_low_part(lse, call.keep_low)
+    return torch.cat(outs), lse, no_row_stats(lse, call.keep_stats)
