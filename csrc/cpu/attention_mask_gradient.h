@@ -99,8 +99,19 @@ void mask_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padd
     }
   }
 
-  const int64_t rows_here = step[2] != 0 ? p.seqlen_q - first_row : lanes;
-  const int64_t keys_here = step[3] != 0 ? p.seqlen_k - key_tile * kMaskKeys : kMaskKeys;
+  // Sums over keys or rows are taken in pairs: one long chain of additions would round several times as much.
+  if (step[3] == 0)
+    for (int64_t n = kMaskKeys; n > 1; n -= n / 2)
+      for (int64_t slot = 0; slot < slots; ++slot)
+        for (int64_t i = 0; i < n / 2 * lanes; ++i)
+          w.sums[slot * slot_size + i] += w.sums[slot * slot_size + (n - n / 2) * lanes + i];
+  if (step[2] == 0)
+    for (int64_t half = lanes / 2; half >= 1; half /= 2)
+      for (int64_t j = 0; j < kMaskKeys; ++j)
+        for (int64_t r = 0; r < half; ++r) w.sums[j * lanes + r] += w.sums[j * lanes + r + half];
+
+  const int64_t rows_here = step[2] != 0 ? p.seqlen_q - first_row : 1;
+  const int64_t keys_here = step[3] != 0 ? p.seqlen_k - key_tile * kMaskKeys : 1;
   A* out = static_cast<A*>(p.dmask.data) + batch * step[0] + head * step[1] + first_row * step[2] +
            key_tile * kMaskKeys * step[3];
   for (int64_t slot = 0; slot < slots; ++slot)
