@@ -23,6 +23,11 @@
 #include <immintrin.h>
 #endif
 
+// Defined where the compiler contracts a product and a sum of whole vectors into one operation with one rounding.
+#if defined(__FMA__) && (TW_VECTOR_BYTES <= 32 || defined(__AVX512F__))
+#define TW_CONTRACTS
+#endif
+
 #define TW_INLINE static inline __attribute__((always_inline))
 #define TW_MEMBER inline __attribute__((always_inline))
 

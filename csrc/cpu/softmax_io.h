@@ -25,14 +25,14 @@ TW_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 TW_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 TW_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// e / sum. On machines with FMA, one step of Newton's iteration makes the product with the reciprocal as exact as a
+// e / sum. Where there is FMA, one step of Newton's iteration makes the product with the reciprocal as exact as a
 // division, in a third of its time. A row without a kept score has sum 0 and divides its zeros by 1.
 template <class V, class A>
 struct Divisor {
   V sum, inverse;
   TW_MEMBER explicit Divisor(V s) : sum(s == V{} ? V{} + A{1} : s), inverse(A{1} / sum) {}
   TW_MEMBER V divide(V e) const {
-#if defined(__FMA__)
+#if defined(TW_CONTRACTS)
     const V q = e * inverse;
     return q + (e - q * sum) * inverse;
 #else
