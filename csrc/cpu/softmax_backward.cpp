@@ -61,7 +61,14 @@ void gradient_row(const T* y, const T* dy, T* dx, int64_t count, A total, A scal
       });
 }
 
-template <class A, bool log>
+// Calls f with log as a constant.
+template <class F>
+TW_INLINE void with_log(bool log, const F& f) {
+  if (log) return f(std::true_type{});
+  f(std::false_type{});
+}
+
+template <class A>
 class Backward {
  public:
   static constexpr int L = kLanes<A>, W = kTileLanes<A>;
@@ -117,32 +124,38 @@ class Backward {
 
   A sum_block(const RowAt& at, int64_t first, int64_t count, const Buffers& b) const {
     A sum = 0;
-    if (in_place()) {
+    with_log(p_.log, [&](auto log) {
+      if (!in_place()) {
+        gather(at, first, count, b);
+        sum = sum_row<A, log.value>(b.y, b.dy, count);
+        return;
+      }
       with_dtype<A>(p_.dtype, [&](auto t) {
         using T = decltype(t);
-        sum = sum_row<T, log>(static_cast<const T*>(p_.y) + at.y + first,
-                              static_cast<const T*>(p_.dy) + at.third + first, count);
+        sum = sum_row<T, log.value>(static_cast<const T*>(p_.y) + at.y + first,
+                                    static_cast<const T*>(p_.dy) + at.third + first, count);
       });
-      return sum;
-    }
-    gather(at, first, count, b);
-    return sum_row<A, log>(b.y, b.dy, count);
+    });
+    return sum;
   }
 
   void finish(const RowAt& at, int64_t first, int64_t count, A total, const Buffers& b) const {
     const Ahead y_ahead(y_, at.y + first * p_.y_stride, count), dy_ahead(dy_, at.third + first * p_.dy_stride, count);
-    if (in_place()) {
+    with_log(p_.log, [&](auto log) {
+      if (!in_place()) {
+        gather(at, first, count, b);
+        gradient_row<A, log.value>(b.y, b.dy, b.y, count, total, scale_, false, y_ahead, dy_ahead);
+        return;
+      }
       with_dtype<A>(p_.dtype, [&](auto t) {
         using T = decltype(t);
-        gradient_row<T, log>(static_cast<const T*>(p_.y) + at.y + first,
-                             static_cast<const T*>(p_.dy) + at.third + first, static_cast<T*>(p_.dx) + at.x + first,
-                             count, total, scale_, streaming_, y_ahead, dy_ahead);
+        gradient_row<T, log.value>(
+            static_cast<const T*>(p_.y) + at.y + first, static_cast<const T*>(p_.dy) + at.third + first,
+            static_cast<T*>(p_.dx) + at.x + first, count, total, scale_, streaming_, y_ahead, dy_ahead);
       });
-      return;
-    }
-    gather(at, first, count, b);
-    gradient_row<A, log>(b.y, b.dy, b.y, count, total, scale_, false, y_ahead, dy_ahead);
-    store_row(dx_, at.x + first * p_.x_stride, p_.x_stride, count, false, b.y, [](Vec<A> v) { return v; });
+    });
+    if (!in_place())
+      store_row(dx_, at.x + first * p_.x_stride, p_.x_stride, count, false, b.y, [](Vec<A> v) { return v; });
   }
 
   static A total_of(const A* sums, int64_t count) {
@@ -205,24 +218,29 @@ class Backward {
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t count = min64(step, p_.n - b * step);
       load_tile_block(tile, b * step, count, buffers);
-      for (int u = 0; u < tile.vectors(); ++u)
-        for (int64_t j = 0; j < count;) {  // in groups: see the forward
-          Vec<A> group = {};
-          for (const int64_t end = min64(count, j + 64); j < end; ++j) {
-            const int64_t at = tile.lane(u * L, count) + j * W;
-            group += term<A, log>(load(buffers.y + at), load(buffers.dy + at));
+      with_log(p_.log, [&](auto log) {
+        for (int u = 0; u < tile.vectors(); ++u)
+          for (int64_t j = 0; j < count;) {
+            Vec<A> group = {};
+            for (const int64_t end = min64(count, j + kSumGroup); j < end; ++j) {
+              const int64_t at = tile.lane(u * L, count) + j * W;
+              group += term<A, log.value>(load(buffers.y + at), load(buffers.dy + at));
+            }
+            total[u] += group;
           }
-          total[u] += group;
-        }
+      });
     }
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t count = min64(step, p_.n - b * step);
       if (blocks > 1) load_tile_block(tile, b * step, count, buffers);
-      for (int u = 0; u < tile.vectors(); ++u)
-        for (int64_t j = 0; j < count; ++j) {
-          const int64_t at = tile.lane(u * L, count) + j * W;
-          store(buffers.y + at, gradient<A, log>(load(buffers.y + at), load(buffers.dy + at), total[u], scale_));
-        }
+      with_log(p_.log, [&](auto log) {
+        for (int u = 0; u < tile.vectors(); ++u)
+          for (int64_t j = 0; j < count; ++j) {
+            const int64_t at = tile.lane(u * L, count) + j * W;
+            store(buffers.y + at,
+                  gradient<A, log.value>(load(buffers.y + at), load(buffers.dy + at), total[u], scale_));
+          }
+      });
       store_tile(dx_, tile, &RowAt::x, p_.x_stride, b * step, count, streaming_, buffers.y);
     }
   }
@@ -234,11 +252,6 @@ class Backward {
   bool streaming_;
 };
 
-template <class A>
-Status run(const SoftmaxParams& p) {
-  return p.log ? Backward<A, true>(p).run() : Backward<A, false>(p).run();
-}
-
 }  // namespace
 
 Status softmax_backward(const SoftmaxParams& p) {
@@ -246,8 +259,8 @@ Status softmax_backward(const SoftmaxParams& p) {
   switch (p.dtype) {
     case DType::kFloat32:
     case DType::kFloat16:
-    case DType::kBFloat16: return run<float>(p);
-    case DType::kFloat64: return run<double>(p);
+    case DType::kBFloat16: return Backward<float>(p).run();
+    case DType::kFloat64: return Backward<double>(p).run();
     case DType::kBool: break;
   }
   return Status::kUnsupportedDType;

@@ -251,10 +251,9 @@ class Forward {
       for (int64_t j = 0; j < count; ++j) m = vmax(m, load(lanes + j * W));
       const Vec<A> base = base_lanes(m);
       Vec<A> sum = stats->sum[u] * vexp_nonpositive(stats->max[u] - base);
-      // Summed in groups, so that the rounding error of a long row grows with the square root of its length at most.
       for (int64_t j = 0; j < count;) {
         Vec<A> group = {};
-        for (const int64_t end = min64(count, j + 64); j < end; ++j) {
+        for (const int64_t end = min64(count, j + kSumGroup); j < end; ++j) {
           const Vec<A> e = vexp_nonpositive(load(lanes + j * W) - base);
           if (keep) store(lanes + j * W, e);
           group += e;

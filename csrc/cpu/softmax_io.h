@@ -54,6 +54,10 @@ TW_INLINE int64_t row_count(const SoftmaxParams& p) {
   return rows;
 }
 
+// Terms of a lane that are added before they join its sum, so that the rounding error of a sum of n terms grows with
+// sqrt(n / kSumGroup), not sqrt(n).
+constexpr int64_t kSumGroup = 16;
+
 // Where a row begins in each tensor; `third` is the mask, or dy in the backward. `index` counts along the last
 // dimension.
 struct RowAt {
