@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import pytest
 import torch
+
+# Inductor's cache of compiled graphs does not see that an op's outputs have changed.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="tilewright-inductor-")
 
 
 @pytest.fixture(autouse=True)

@@ -63,7 +63,7 @@ struct AttentionParams {
 
   View4 q, k, v, out;
   View4 lse;           // strides (b, h, s); float, or double when dtype is kFloat64
-  View4 row_stats;     // (b, h, s, 2): the row's maximum and 1 / sum, in the kernel's units, from forward to backward
+  View4 row_stats;     // (b, h, s, 2): the row's maximum and 1 / sum, from forward to backward
   View4 mask;          // (B, H, Sq, Sk) broadcast by stride 0; indexed by position within the sequence
   View4 alibi_slopes;  // float, strides (b, h)
   View4 sinks;         // stride (h)

@@ -123,7 +123,7 @@ void prepare_strip(const Plan<A>& plan, const Sequence& s, const HeadGroup& grou
     grads[r] = query_row(p, p.dout, s, strip.head[r], strip.row[r]);
     outs[r] = query_row(p, p.out, s, strip.head[r], strip.row[r]);
   }
-  for (int r = strip.count; r < kStripLanes<A>; ++r) stats.delta[r] = 0;
+  for (int r = 0; r < kStripLanes<A>; ++r) stats.delta[r] = stats.dlse[r] = 0;
   dot_rows<A>(p.dtype, grads, outs, strip.count, p.head_dim_v, stats.delta);
   for (int r = 0; r < kStripLanes<A>; ++r) {
     stats.max[r] = static_cast<A>(kInfinity);
@@ -132,7 +132,9 @@ void prepare_strip(const Plan<A>& plan, const Sequence& s, const HeadGroup& grou
     const A* forward = &at(p.row_stats, r);
     stats.max[r] = forward[0];
     stats.inverse[r] = forward[p.row_stats.stride[3]];
-    if (p.dlse.data != nullptr) stats.delta[r] -= at(p.dlse, r);
+    if (p.dlse.data == nullptr) continue;
+    stats.dlse[r] = at(p.dlse, r);
+    stats.delta[r] -= stats.dlse[r];
   }
 }
 
@@ -274,8 +276,8 @@ Status backward_as(const AttentionParams& p) {
 
   const bool split_dq = plan.shares > 1 && p.dq.data != nullptr;
   const auto carve_shared = [&](Carver& carver) {
-    plan.stats = {carver.take<A>(groups * plan.rows()), carver.take<A>(groups * plan.rows()),
-                  carver.take<A>(groups * plan.rows())};
+    const int64_t rows = groups * plan.rows();
+    plan.stats = {carver.take<A>(rows), carver.take<A>(rows), carver.take<A>(rows), carver.take<A>(rows)};
     plan.queries = carver.take<A>(plan.shares > 1 ? groups * plan.rows() * p.head_dim : 0);
     plan.grads = carver.take<A>(plan.shares > 1 ? groups * plan.rows() * p.head_dim_v : 0);
     plan.dq = carver.take<A>(split_dq ? groups * plan.shares * plan.rows() * p.head_dim : 0);

@@ -9,10 +9,13 @@ namespace TW_ISA {
 // Per query row, kept for the whole call: p = exp(s - max) * inverse, with the forward pass's own maximum and sum. From
 // lse alone p would be less accurate than a softmax that is kept: its rounding grows with |lse|, and so does that of
 // s - lse. A row without keys has max = +inf, so that every p is 0.
+//
+// delta = dO . O - dlse. O has been rounded, so where one key has nearly all the weight dP - delta is mostly the rounding
+// of both. A tile that holds all keys of its strip takes delta = sum p dP - dlse instead, with dP's own rounding in it.
 template <class A>
 struct RowStats {
-  A *max, *inverse, *delta;
-  RowStats at(int64_t row) const { return {max + row, inverse + row, delta + row}; }
+  A *max, *inverse, *delta, *dlse;
+  RowStats at(int64_t row) const { return {max + row, inverse + row, delta + row, dlse + row}; }
 };
 
 // Where a row's statistics are: groups are padded to whole strips.
@@ -33,41 +36,51 @@ struct TileBuffers {
   }
 };
 
-// dP is summed in shorter blocks than other products: dP - delta cancels, so that its rounding is felt most.
-constexpr int64_t kGradientBlock = 16;
-
 // From scores and dP^T to P^T and dS^T, in place.
-template <class A, bool BASE2>
-void differentiate_tile(const AttentionParams& p, int vectors, RowStats<A> stats, int64_t n, bool through_softcap,
-                        const TileBuffers<A>& buffers, A* probs, A* ds, int64_t stride) {
+template <class A>
+void differentiate_tile(const AttentionParams& p, int vectors, RowStats<A> stats, int64_t n, bool whole,
+                        bool through_softcap, const TileBuffers<A>& buffers, A* probs, A* ds, int64_t stride) {
   constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
   const bool dropout = p.dropout_p > 0;
   const uint32_t threshold = dropout_threshold(p.dropout_p);
-  const A scale = static_cast<A>(dropout ? dropout_scale(p.dropout_p) : 1);
+  const A score = softmax_scale<A>(p), scale = static_cast<A>(dropout ? dropout_scale(p.dropout_p) : 1);
   for (int base = 0; base < vectors * L; base += L) {
-    const Vec<A> max = load(stats.max + base), inverse = load(stats.inverse + base), delta = load(stats.delta + base);
+    const Vec<A> max = load(stats.max + base), inverse = load(stats.inverse + base);
+    Vec<A> delta = load(stats.delta + base);
+    const auto probability = [&](const A* x) { return vexp_nonpositive(load(x) * score - max) * inverse; };
     A *x = probs + base, *g = ds + base;
-    if (!dropout && !through_softcap) {
+    if (!dropout && !through_softcap && !whole) {
       for (int64_t j = 0; j < n; ++j, x += stride, g += stride) {
-        const Vec<A> e = exp_nonpositive<BASE2>(below<BASE2>(load(x), max)) * inverse;
+        const Vec<A> e = probability(x);
         store(x, e);
         store(g, e * (load(g) - delta));
       }
       continue;
     }
-    for (int64_t j = 0; j < n; ++j, x += stride, g += stride) {
-      const Vec<A> e = exp_nonpositive<BASE2>(below<BASE2>(load(x), max)) * inverse;
-      Vec<A> after = e, dp = load(g) * scale;
-      if (dropout) {
-        after = kept(buffers.bits + j * lanes + base, threshold, e);
-        dp = kept(buffers.bits + j * lanes + base, threshold, dp);
+    const auto dropped = [&](int64_t j, Vec<A> y) {
+      return dropout ? kept(buffers.bits + j * lanes + base, threshold, y) : y;
+    };
+    if (whole) {
+      Vec<A> sum = {};
+      for (int64_t j = 0; j < n;) {
+        Vec<A> group = {};
+        for (const int64_t end = j + kShortBlock < n ? j + kShortBlock : n; j < end; ++j) {
+          const Vec<A> e = probability(x + j * stride);
+          store(x + j * stride, e);
+          group += e * dropped(j, load(g + j * stride) * scale);
+        }
+        sum += group;
       }
-      Vec<A> gradient = e * (dp - delta);
+      delta = sum - load(stats.dlse + base);
+    }
+    for (int64_t j = 0; j < n; ++j, x += stride, g += stride) {
+      const Vec<A> e = whole ? load(x) : probability(x);
+      Vec<A> gradient = e * (dropped(j, load(g) * scale) - delta);
       if (through_softcap) {
         const Vec<A> t = load(buffers.capped + j * stride + base);
         gradient *= A{1} - t * t;
       }
-      store(x, after);
+      store(x, dropped(j, e));
       store(g, gradient);
     }
   }
@@ -80,21 +93,19 @@ void gradient_tile(const AttentionParams& p, const Sequence& s, const Strip<A>& 
                    const A* queries, const A* grads, RowTile<A> k, RowTile<A> v, int64_t key, int64_t n, bool of_mask,
                    TileBuffers<A>& buffers, A* probs, A* ds, int64_t stride) {
   constexpr int lanes = kStripLanes<A>;
-  gemm<A, false>(n, strip.vectors, p.head_dim, k.data, k.stride, queries, lanes, probs, stride, {});
-  gemm<A, false>(n, strip.vectors, p.head_dim_v, v.data, v.stride, grads, lanes, ds, stride, {}, kGradientBlock);
+  gemm<A, false>(n, strip.vectors, p.head_dim, k.data, k.stride, queries, lanes, probs, stride, {}, score_block<A>(p));
+  // dP - delta cancels.
+  gemm<A, false>(n, strip.vectors, p.head_dim_v, v.data, v.stride, grads, lanes, ds, stride, {}, kShortBlock);
   const A* mask = p.mask.data != nullptr ? buffers.mask : nullptr;
   if (mask != nullptr) load_mask(p, s, strip, key, n, buffers.mask);
   finish_scores<A>(p, strip, key, n, probs, stride, mask, buffers.capped);
   if (p.dropout_p > 0) dropout_bits(p, s, strip, key, n, buffers.bits);
+  const bool whole = strip.first_key >= key && strip.last_key <= key + n;
   const bool through_softcap = p.softcap > 0 && !of_mask;
-  if constexpr (sizeof(A) == 4) {
-    if (base2_scores<A>(p))
-      return differentiate_tile<A, true>(p, strip.vectors, stats, n, through_softcap, buffers, probs, ds, stride);
-  }
-  differentiate_tile<A, false>(p, strip.vectors, stats, n, through_softcap, buffers, probs, ds, stride);
+  differentiate_tile(p, strip.vectors, stats, n, whole, through_softcap, buffers, probs, ds, stride);
 }
 
-// Q^T (scaled) and dO^T of a strip.
+// Q^T and dO^T of a strip.
 template <class A>
 void pack_query_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, A* queries, A* grads) {
   const char *q[kStripLanes<A>], *g[kStripLanes<A>];
@@ -102,7 +113,7 @@ void pack_query_strip(const AttentionParams& p, const Sequence& s, const Strip<A
     q[r] = query_row(p, p.q, s, strip.head[r], strip.row[r]);
     g[r] = query_row(p, p.dout, s, strip.head[r], strip.row[r]);
   }
-  pack_strip<A>(p.dtype, q, strip.count, p.head_dim, static_cast<A>(p.scale), queries);
+  pack_strip<A>(p.dtype, q, strip.count, p.head_dim, packed_scale<A>(p), queries);
   pack_strip<A>(p.dtype, g, strip.count, p.head_dim_v, A{1}, grads);
 }
 

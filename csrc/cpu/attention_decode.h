@@ -92,7 +92,7 @@ void decode_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& s
                   const DecodeBuffers<A>& buffers, StripState<A>* state) {
   constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
   const int64_t width = round_up(p.head_dim, L), width_v = round_up(p.head_dim_v, L);
-  const A scale = static_cast<A>(p.scale);
+  const A scale = packed_scale<A>(p);
   for (int r = 0; r < strip.count; ++r) {
     A* q = buffers.queries + r * width;
     widen_row<A>(p.dtype, query_row(p, p.q, s, strip.head[r], strip.row[r]), p.head_dim, width, q);

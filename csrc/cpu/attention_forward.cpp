@@ -70,11 +70,12 @@ template <class A>
 void attend_tile(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, const A* queries, RowTile<A> k,
                  RowTile<A> v, int64_t tile, int64_t key, int64_t n, const ScoreBuffers<A>& w, StripState<A>* state) {
   constexpr int lanes = kStripLanes<A>;
+  const int64_t block = score_block<A>(p);
   gemm<A, false>(n, strip.vectors, p.head_dim, k.data + (key - tile) * k.stride, k.stride, queries, lanes, w.scores,
-                 lanes, {});
+                 lanes, {}, block);
   weigh_scores(p, s, strip, key, n, w, state);
   gemm<A, true>(p.head_dim_v, strip.vectors, n, v.data + (key - tile) * v.stride, v.stride, w.scores, lanes, state->out,
-                lanes, {state->started, w.alpha});
+                lanes, {state->started, w.alpha}, block);
   state->started = true;
 }
 
@@ -98,11 +99,9 @@ void write_statistics(const AttentionParams& p, const Sequence& s, int64_t h, in
         d.sum == 0 ? static_cast<A>(-kInfinity) : static_cast<A>(d.max + double{std::log(static_cast<A>(d.sum))});
   if (p.row_stats.data == nullptr) return;
   A* stats = static_cast<A*>(p.row_stats.data) + query_offset(p, p.row_stats, s, h, i);
-  // The maximum is rounded to its own units only where a sink is the maximum; the sum makes up for that.
-  const double unit = natural_log<A>(p);
-  const A max = d.sum == 0 ? static_cast<A>(kInfinity) : static_cast<A>(d.max / unit);
+  const A max = d.sum == 0 ? static_cast<A>(kInfinity) : static_cast<A>(d.max);
   stats[0] = max;
-  stats[p.row_stats.stride[3]] = d.sum == 0 ? A{0} : static_cast<A>(1 / (d.sum * std::exp(d.max - double{max} * unit)));
+  stats[p.row_stats.stride[3]] = d.sum == 0 ? A{0} : static_cast<A>(1 / d.sum);
 }
 
 // Divides O by the sum, joins the sink, and writes out and lse.
@@ -147,7 +146,7 @@ void attend_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group
     if (end > split_end) end = split_end;
   }
 
-  const A scale = static_cast<A>(p.scale);
+  const A scale = packed_scale<A>(p);
   StripState<A> states[kMaxBlockRows / lanes > 0 ? kMaxBlockRows / lanes : 1];
   for (int64_t i = 0; i < count; ++i) {
     make_strip(p, s, group, first + i * lanes, &w.strip[i]);
@@ -214,13 +213,12 @@ void merge_strip(const Plan<A>& plan, const Sequence& s, const HeadGroup& group,
       joint = part;
       continue;
     }
-    const double unit = natural_log<A>(p);
     alignas(64) A keep[lanes], add[lanes];
     for (int r = 0; r < lanes; ++r) {
       const A max = joint.max[r] > part.max[r] ? joint.max[r] : part.max[r];
       const bool none = max == static_cast<A>(-kInfinity) || r >= strip.count;
-      keep[r] = none ? A{0} : static_cast<A>(std::exp((joint.max[r] - max) * unit));
-      add[r] = none ? A{0} : static_cast<A>(std::exp((part.max[r] - max) * unit));
+      keep[r] = none ? A{0} : static_cast<A>(std::exp(joint.max[r] - max));
+      add[r] = none ? A{0} : static_cast<A>(std::exp(part.max[r] - max));
       joint.max[r] = max;
       joint.sum[r] = joint.sum[r] * keep[r] + part.sum[r] * add[r];
     }

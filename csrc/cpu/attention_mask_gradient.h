@@ -72,13 +72,14 @@ void mask_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padd
       if (row_end > s.len_q) row_end = s.len_q;
       for (int64_t row = first_row; row < row_end; row += lanes) {
         make_strip(p, s, group, row, w.strip);
-        alignas(64) A max[lanes], inverse[lanes], delta[lanes];
+        alignas(64) A max[lanes], inverse[lanes], delta[lanes], dlse[lanes];
         for (int r = 0; r < lanes; ++r) {
           const bool used = r < w.strip->count;
           const RowStats<A> at = all_stats.at(stats_row(p, padded_rows, b, h, used ? row + r : row));
           max[r] = used ? *at.max : static_cast<A>(kInfinity);
           inverse[r] = used ? *at.inverse : A{0};
           delta[r] = used ? *at.delta : A{0};
+          dlse[r] = used ? *at.dlse : A{0};
         }
         pack_query_strip(p, s, *w.strip, w.queries, w.grads);
         A* sums = w.sums + (step[2] != 0 ? (row - first_row) / lanes * slot_size : 0);
@@ -89,8 +90,8 @@ void mask_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padd
           const int64_t n = key + kMaskKeys < key_end ? kMaskKeys : key_end - key;
           const RowTile<A> kt = load_rows(p.dtype, k, key, n, p.head_dim, w.keys);
           const RowTile<A> vt = load_rows(p.dtype, v, key, n, p.head_dim_v, w.values);
-          gradient_tile<A>(p, s, *w.strip, {max, inverse, delta}, w.queries, w.grads, kt, vt, key, n, true, w.buffers,
-                           w.probs, w.ds, lanes);
+          gradient_tile<A>(p, s, *w.strip, {max, inverse, delta, dlse}, w.queries, w.grads, kt, vt, key, n, true,
+                           w.buffers, w.probs, w.ds, lanes);
           for (int64_t j = 0; j < n; ++j)
             for (int x = 0; x < w.strip->vectors * L; x += L)
               store(sums + j * lanes + x, load(sums + j * lanes + x) + load(w.ds + j * lanes + x));
@@ -124,13 +125,13 @@ void mask_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padd
 template <class A>
 void sink_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padded_rows, int threads) {
   parallel_for(p.heads, threads, [&](int64_t h, int) {
-    const double sink = sink_of<A>(p, h), unit = natural_log<A>(p);
+    const double sink = sink_of<A>(p, h);
     double sum = 0;
     for (int64_t b = 0; b < p.batch; ++b) {
       const Sequence s = sequence_of(p, b);
       for (int64_t i = 0; i < s.len_q; ++i) {
         const RowStats<A> at = all_stats.at(stats_row(p, padded_rows, b, h, i));
-        sum -= std::exp(sink - double{*at.max} * unit) * double{*at.inverse} * double{*at.delta};
+        sum -= std::exp(sink - double{*at.max}) * double{*at.inverse} * double{*at.delta};
       }
     }
     static_cast<A*>(p.dsinks.data)[h * p.dsinks.stride[0]] += static_cast<A>(sum);

@@ -177,9 +177,34 @@ TW_INLINE vdouble softcap_tanh(vdouble x) {
   return x;
 }
 
-// s [n][ld]: scale * q . k of keys [key, key + n) on entry, the logits on return (excluded keys: -inf). `mask` is
-// load_mask's tile; `capped`, when not null, receives tanh(s / softcap) for the backward pass. An interval is applied
-// only if it cuts the tile.
+// The depth of the products' blocks; for the scores it must be the same in the forward and the backward pass.
+template <class A>
+int64_t score_block(const AttentionParams& p) {
+  return p.seqlen_q * (p.heads / p.heads_kv) <= kStripLanes<A> ? kShortBlock : kDepthBlock;
+}
+
+// Scores come out of the product as q . k with Q packed as given but for the sign: rounding scale * q first would cost the
+// exact products of half precision. What is left to multiply by joins the softmax's subtraction, or, where something is
+// added to the scores or caps them, finish_scores.
+inline bool plain_scores(const AttentionParams& p) {
+  return p.mask.data == nullptr && p.alibi_slopes.data == nullptr && p.softcap <= 0;
+}
+template <class A>
+A packed_scale(const AttentionParams& p) {
+  return static_cast<A>(p.scale > 0 ? 1 : p.scale < 0 ? -1 : 0);
+}
+template <class A>
+A score_scale(const AttentionParams& p) {
+  return static_cast<A>(p.scale != 0 ? std::abs(p.scale) : 1);
+}
+template <class A>
+A softmax_scale(const AttentionParams& p) {
+  return plain_scores(p) ? score_scale<A>(p) : A{1};
+}
+
+// s [n][ld]: q . k of keys [key, key + n) on entry; on return the logits divided by softmax_scale (excluded keys: -inf).
+// `mask` is load_mask's tile; `capped`, when not null, receives tanh(s / softcap) for the backward pass. An interval is
+// applied only if it cuts the tile.
 template <class A>
 void finish_scores(const AttentionParams& p, const Strip<A>& strip, int64_t key, int64_t n, A* s, int64_t ld,
                    const A* mask, A* capped) {
@@ -187,7 +212,9 @@ void finish_scores(const AttentionParams& p, const Strip<A>& strip, int64_t key,
   constexpr int L = Simd<A>::lanes;
   const bool cut = key < strip.first_shared_key || key + n > strip.last_shared_key;
   const bool alibi = p.alibi_slopes.data != nullptr, cap = p.softcap > 0;
-  if (!cut && !alibi && !cap && mask == nullptr) return;
+  const bool plain = plain_scores(p);
+  if (!cut && plain) return;
+  const A scale = score_scale<A>(p);
   const A softcap = static_cast<A>(p.softcap), inverse = static_cast<A>(cap ? 1 / p.softcap : 0);
   const Vec<A> excluded = broadcast<A>(static_cast<A>(-kInfinity));
   for (int v = 0; v < strip.vectors; ++v) {
@@ -199,6 +226,7 @@ void finish_scores(const AttentionParams& p, const Strip<A>& strip, int64_t key,
     for (int64_t j = 0; j < n; ++j) {
       Vec<A> x = load(s + j * ld + v * L);
       const Int at = Int{} + static_cast<typename Strip<A>::Element>(key + j);
+      if (!plain) x *= scale;
       if (cap) {
         const Vec<A> t = softcap_tanh(x * inverse);
         if (capped != nullptr) store(capped + j * ld + v * L, t);

@@ -24,6 +24,8 @@ constexpr int64_t kDepth = 256;
 // Products added in registers before they join the sum in memory: the rounding error of a sum of n random terms in
 // blocks of b grows with sqrt(b + n / b), and b = 128 costs 2% of the speed.
 constexpr int64_t kSumDepth = 128;
+// A product of one panel's width is too small for its speed to matter.
+constexpr int64_t kShortSumDepth = 16;
 // Rows of packed A that stay in the second-level cache while the panels of B pass: 192 x 256 floats are 192 KiB.
 constexpr int64_t kRowBlock = 192;
 // A task's block of C. 384 x 192 gave 84 of 102 GFLOP/s on one Zen 3 core; 192 x 192 to 768 x 384 were within 3% of it
@@ -112,9 +114,9 @@ TW_INLINE void multiply_panels_rows(int64_t depth, const A* a, const A* b, A* c,
 }
 
 template <class A>
-void multiply_panels(int64_t rows, int64_t depth, const A* a, const A* b, A* c, bool accumulate) {
-  for (int64_t k = 0; k < depth; k += kSumDepth) {
-    const int64_t part = min64(kSumDepth, depth - k);
+void multiply_panels(int64_t rows, int64_t depth, int64_t sum_depth, const A* a, const A* b, A* c, bool accumulate) {
+  for (int64_t k = 0; k < depth; k += sum_depth) {
+    const int64_t part = min64(sum_depth, depth - k);
     if (rows > kPanelRows / 2)
       multiply_panels_rows<A, kPanelRows>(part, a, b, c, accumulate);
     else if (rows > 1)
@@ -197,6 +199,7 @@ void gemm_packed(const Product<A>& p, A* scratch, const Epilogue& epilogue, cons
   constexpr int64_t NR = kPanelColumns<A>, MR = kPanelRows;
   const Blocking<A> blocking(p);
   const int64_t panels = ceil_div(p.m, MR), padded = panels * MR, pair = p.gated ? 2 : 1;
+  const int64_t sum_depth = p.n <= NR ? kShortSumDepth : kSumDepth;
   // A: for each block of depth, its panels one after another.
   A* const packed_a = scratch;
   A* const own = scratch + round_up(blocking.packed_a, 16);
@@ -232,7 +235,7 @@ void gemm_packed(const Product<A>& p, A* scratch, const Epilogue& epilogue, cons
             const A* const a = packed_a + k * padded + (row / MR + i) * MR * depth;
             if (last)
               for (int64_t r = 0; r < here; ++r) prefetch(row + i * MR + r, column + j / pair * NR);
-            multiply_panels(here, depth, a, packed_b + j * NR * depth, tile, k > 0);
+            multiply_panels(here, depth, sum_depth, a, packed_b + j * NR * depth, tile, k > 0);
             if (!last || j % pair != pair - 1) continue;
             const int64_t n = column + j / pair * NR;
             const A* const gate = p.gated ? tile - row_panels * MR * NR : tile;

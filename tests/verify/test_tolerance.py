@@ -41,8 +41,21 @@ def test_draws_are_pooled() -> None:
         "out", torch.float32, [_errors(2.0, 0.2), _errors(1.0, 0.0)], [_errors(1.0, 0.1), _errors(2.0, 0.1)], scales
     )
     assert pooled.passed
-    assert pooled.max_error == 2.0
+    assert pooled.max_error == 1.5
     assert pooled.mean_error == pytest.approx(0.1)
+
+
+def test_one_draw_far_off_fails_whatever_the_average() -> None:
+    scales = [Scale(0.0, 0.0, 100)] * 64
+    ours = [_errors(16.0, 0.1), *[_errors(1.0, 0.1)] * 63]
+    assert "in one draw" in str(compare("out", torch.float32, ours, [_errors(1.0, 0.1)] * 64, scales).problem)
+
+
+def test_float64_allows_for_the_references_own_error() -> None:
+    torch_errors, scale = [_errors(1.0, 0.1)], [Scale(0.0, 0.0, 100)]
+    assert compare("out", torch.float64, [_errors(4.5, 0.41)], torch_errors, scale).passed
+    assert not compare("out", torch.float64, [_errors(4.6, 0.1)], torch_errors, scale).passed
+    assert not compare("out", torch.float64, [_errors(1.0, 0.42)], torch_errors, scale).passed
 
 
 def test_measure_counts_what_is_not_finite() -> None:
@@ -50,6 +63,12 @@ def test_measure_counts_what_is_not_finite() -> None:
     assert measure(torch.tensor([1.5, -math.inf, 2.0]), reference) == Errors(0.5, 0.5, 2, 0)
     for wrong in ([1.0, math.inf, 2.0], [1.0, 0.0, 2.0], [math.nan, -math.inf, 2.0], [1.0, math.nan, 2.0]):
         assert measure(torch.tensor(wrong), reference).misplaced == 1
+
+
+def test_what_is_too_large_for_the_dtype_should_be_an_infinity() -> None:
+    reference = torch.tensor([1e39, -1e39], dtype=torch.float64)
+    assert measure(torch.tensor([math.inf, -math.inf]), reference).misplaced == 0
+    assert measure(torch.tensor([math.inf, math.inf]), reference).misplaced == 1
 
 
 def test_a_misplaced_element_fails_however_small_the_errors() -> None:

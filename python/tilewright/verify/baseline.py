@@ -80,7 +80,8 @@ def _attend(
     with torch.no_grad():
         # torch's fused kernels keep the log-sum-exp in float32, whatever the inputs are.
         lse = eager(None)[1]
-    inexpressible = call.softcap > 0.0 or call.sinks is not None or rng is not None
+    # A scale of 0 makes NaN of causally excluded pairs there.
+    inexpressible = call.softcap > 0.0 or call.sinks is not None or rng is not None or call.scale == 0.0
     if inexpressible or 0 in q.shape or 0 in k.shape:
         return eager(q.dtype)[0], lse
     only_causal = call.window_left < 0 and call.window_right < 0 and mask is None and alibi_slopes is None

@@ -143,6 +143,8 @@ def _softmax(op: str) -> Callable[[random.Random, str, torch.dtype], Case]:
             dims = "".join(rng.choice("x1") for _ in range(rank))
             kind = rng.choice(("bool", "float", "float32"))
             special = rng.choice(("", "", " rows") if kind == "bool" else ("", "", " inf", " rows", " min"))
+            if special == " min" and op == "log_softmax" and dtype.itemsize == 2:
+                special = ""  # the logarithm is about finfo.min, which may round to -inf: an excluded element
             _maybe(rng, spec, "mask", 0.4, lambda: f"{kind} {dims}{special}")
         if rank >= 2 and dim == rank - 1:
             _maybe(rng, spec, "causal", 0.3, lambda: rng.choice(("top_left", "bottom_right")))

@@ -8,6 +8,7 @@ in.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -23,7 +24,7 @@ from ..errors import BackendError
 from .baseline import run_baseline
 from .case import Case, Maker
 from .record import Record
-from .tolerance import Comparison, Errors, Scale, compare, magnitude, measure
+from .tolerance import FLOAT64_SCALE, HOPELESS, Comparison, Errors, Scale, compare, magnitude, measure, scaled
 from .traps import one_thread, overwrite, poisoned, same_bits, same_numbers
 
 # The gate compares two random quantities, and a case of a few elements is a small sample of both. Where the first draw
@@ -31,8 +32,7 @@ from .traps import one_thread, overwrite, poisoned, same_bits, same_numbers
 # elements (many, since the errors within a row go together), within these numbers of draws.
 POOLED_ELEMENTS = 32768
 POOLED_DRAWS = (16, 64)
-# Farther off than this is not chance; no more draws are made.
-HOPELESS = 10.0
+FEW_ELEMENTS = 64
 
 
 @dataclass
@@ -72,7 +72,7 @@ def _run_backend(case: Case, backend: str, seed: int, draws: list[_Draw]) -> Rec
     errors: dict[str, list[Errors]] = {}
     problems = _one_draw(case, backend, draws[0], errors)
     comparisons, used = _compare(case, draws, errors), 1
-    if not problems and _undecided(comparisons):
+    if not problems and _undecided(draws[0], comparisons):
         wanted = _draws_wanted(draws[0], comparisons)
         while used < wanted and not problems:
             if len(draws) == used:
@@ -85,9 +85,14 @@ def _run_backend(case: Case, backend: str, seed: int, draws: list[_Draw]) -> Rec
     return Record(case, backend, status, tuple(comparisons), tuple(problems), used, time.perf_counter() - start)
 
 
-def _undecided(comparisons: Sequence[Comparison]) -> bool:
-    """Some tensor misses the gate, and none by so much that chance is out of the question."""
-    return any(not c.passed for c in comparisons) and all(c.used < HOPELESS for c in comparisons)
+def _undecided(draw: _Draw, comparisons: Sequence[Comparison]) -> bool:
+    """Some tensor misses the gate, and none by so much that chance is out of the question.
+
+    Of a few elements' errors torch's may all be 0 by chance; that says nothing.
+    """
+    return any(not c.passed for c in comparisons) and all(
+        c.used < HOPELESS or draw.scales[c.tensor].count < FEW_ELEMENTS for c in comparisons
+    )
 
 
 def _draws_wanted(draw: _Draw, comparisons: Sequence[Comparison]) -> int:
@@ -129,17 +134,27 @@ def _judge(case: Case, seed: int) -> _Draw:
     expected = _evaluate(case, wide, wide_upstream, seed, "reference")
     if expected.problems:
         raise ValueError(f"{case.id}: the reference itself: {'; '.join(expected.problems)}")
+    if case.dtype == torch.float64:
+        narrow = _judge(dataclasses.replace(case, dtype=torch.float32), seed)
+        torch_errors = {n: scaled(e, FLOAT64_SCALE) for n, e in narrow.torch_errors.items()}
+    else:
+        torch_errors = _torch_errors(case, arguments, upstream, expected.tensors, seed)
+    scales = {n: magnitude(t) for n, t in expected.tensors.items()}
+    mutated = OPS[case.op][0].mutates
+    reference = {**expected.tensors, **{n: wide[n] for n in mutated}}
+    return _Draw(maker, arguments, upstream, seed, reference, torch_errors, scales)
+
+
+def _torch_errors(
+    case: Case, arguments: dict[str, Any], upstream: dict[str, Tensor], expected: dict[str, Tensor], seed: int
+) -> dict[str, Errors]:
     torch.default_generator.manual_seed(seed)
     same = {n: _copy(v, None) for n, v in arguments.items()}
     leaves = _leaves(case, same)
     outputs = run_baseline(case.op, leaves, case.output_gradients)
     found = {**outputs, **_gradients(case, leaves, outputs, upstream, zeros=True)}
     # Where torch gives NaN and the contract does not (overflow in half precision), its error is that of the others.
-    torch_errors = {n: measure(found[n], expected.tensors[n]) for n in expected.tensors}
-    scales = {n: magnitude(t) for n, t in expected.tensors.items()}
-    mutated = OPS[case.op][0].mutates
-    reference = {**expected.tensors, **{n: wide[n] for n in mutated}}
-    return _Draw(maker, arguments, upstream, seed, reference, torch_errors, scales)
+    return {n: measure(found[n], expected[n]) for n in expected}
 
 
 def _make_upstream(case: Case, maker: Maker, arguments: dict[str, Any]) -> dict[str, Tensor]:
