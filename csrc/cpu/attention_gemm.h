@@ -8,6 +8,7 @@
 
 #include <utility>
 
+#include "integers.h"
 #include "simd.h"
 
 namespace tilewright {
@@ -244,8 +245,6 @@ void narrow_row(DType dtype, const A* src, int64_t dim, A scale, char* row) {
     for (; d < dim; ++d) dst[d] = from_accumulator<T>(src[d] * scale);
   });
 }
-
-constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 }  // namespace TW_ISA
 }  // namespace tilewright

@@ -9,6 +9,7 @@
 // With few rows the weights are read once and the time is theirs, so they are not packed: see gemm_few_rows.
 #pragma once
 
+#include "integers.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -35,11 +36,6 @@ constexpr int64_t kTaskRows = 384, kTaskColumns = 192;
 constexpr int64_t kTasksPerThread = 4;
 // Up to this many rows, row-contiguous weights are streamed instead of packed.
 constexpr int64_t kFewRows = 16;
-
-TW_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-TW_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-TW_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-TW_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Element (i, k) is at i * row_stride + k * depth_stride.
 struct Operand {

@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "parallel.h"
-#include "simd.h"
+#include "softmax_rows.h"
 
 namespace tilewright {
 namespace TW_ISA {
@@ -20,10 +20,6 @@ template <class A>
 constexpr int kTileLanes = kUnroll * kLanes<A>;
 template <class A>
 constexpr int kMaxTileLanes = 16 * kTileLanes<A>;
-
-TW_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-TW_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-TW_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // e / sum. Where there is FMA, one step of Newton's iteration makes the product with the reciprocal as exact as a
 // division, in a third of its time. A row without a kept score has sum 0 and divides its zeros by 1.
@@ -41,59 +37,9 @@ struct Divisor {
   }
 };
 
-// What the module re-checks for memory safety; the rest was validated in Python.
-TW_INLINE bool valid_shape(const SoftmaxParams& p) {
-  bool valid = p.row_dims >= 0 && p.row_dims <= kMaxRowDims && p.n >= 0 && p.num_threads >= 1;
-  for (int d = 0; valid && d < p.row_dims; ++d) valid = p.row_shape[d] >= 0;
-  return valid;
-}
-
-TW_INLINE int64_t row_count(const SoftmaxParams& p) {
-  int64_t rows = 1;
-  for (int d = 0; d < p.row_dims; ++d) rows *= p.row_shape[d];
-  return rows;
-}
-
 // Terms of a lane that are added before they join its sum, so that the rounding error of a sum of n terms grows with
 // sqrt(n / kSumGroup), not sqrt(n).
 constexpr int64_t kSumGroup = 16;
-
-// Where a row begins in each tensor; `third` is the mask, or dy in the backward. `index` counts along the last
-// dimension.
-struct RowAt {
-  int64_t x, y, third, index;
-};
-
-// Steps through the rows in order.
-class RowWalk {
- public:
-  TW_MEMBER RowWalk(const SoftmaxParams& p, const int64_t* third_stride, int64_t row) : p_(p), third_(third_stride) {
-    for (int d = p.row_dims - 1; d >= 0; --d) {
-      move(d, row % p.row_shape[d]);
-      row /= p.row_shape[d];
-    }
-  }
-  TW_MEMBER RowAt at() const { return at_; }
-  TW_MEMBER void next() {
-    for (int d = p_.row_dims - 1; d >= 0; --d) {
-      if (coordinate_[d] + 1 < p_.row_shape[d]) return move(d, 1);
-      move(d, -coordinate_[d]);
-    }
-  }
-
- private:
-  TW_MEMBER void move(int d, int64_t by) {
-    coordinate_[d] += by;
-    at_.x += by * p_.x_row_stride[d];
-    at_.y += by * p_.y_row_stride[d];
-    at_.third += by * third_[d];
-    if (d == p_.row_dims - 1) at_.index += by;
-  }
-  const SoftmaxParams& p_;
-  const int64_t* third_;
-  int64_t coordinate_[kMaxRowDims] = {};
-  RowAt at_{};
-};
 
 // --- one row -------------------------------------------------------------------------------------------------------
 

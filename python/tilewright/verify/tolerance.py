@@ -27,9 +27,9 @@ MAX_FLOOR = 1.0
 MEAN_FLOOR = 0.25
 
 # For float64 tensors the reference has only their own precision, so that neither its error nor torch's can be measured.
-# Torch's is taken to be that of its float32 computation on the same numbers, rounded, in float64's units. The reference,
-# whose error is part of the distance, is allowed three times as much: against 80-bit numbers a float64 product over 512
-# terms (MKL) was off by up to 2.6 times as many units as the float32 one.
+# Torch's is taken to be that of its float32 computation on the same numbers, rounded, in float64's units. To the
+# reference, whose error is part of the distance, three times as much is allowed: against 80-bit numbers a float64
+# product over 512 terms (MKL) was off by up to 2.6 times as many units as the float32 one.
 REFERENCE_PART = 3.0
 FLOAT64_SCALE = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
 
