@@ -30,9 +30,13 @@ def select(op_name: str, call: Any, requested: str) -> Implementation:
     """
     if not requested:
         return _select_automatically(op_name, call)
-    reason = registry.why_not(op_name, requested, call)
-    if reason is None:
-        return registry.load(op_name, requested)
+    found = registry.find(op_name, requested)
+    if isinstance(found, Implementation):
+        reason = found.unsupported(call)
+        if reason is None:
+            return found
+    else:
+        reason = found
     others = {b: registry.why_not(op_name, b, call) or "can serve this call" for b in BACKENDS if b != requested}
     raise BackendError(
         f"backend {requested!r} cannot serve this {op_name} call: {reason}\nother backends:\n{list_reasons(others)}"
@@ -43,11 +47,15 @@ def _select_automatically(op_name: str, call: Any) -> Implementation:
     reasons: dict[str, str] = {}
     first = call[0]
     for backend in AUTOMATIC["cpu"] if first.is_cpu else candidates(first.device.type):
-        reason = registry.why_not(op_name, backend, call)
-        if reason is None:
-            for skipped, why in reasons.items():
-                _log_skip(op_name, skipped, why, backend)
-            return registry.load(op_name, backend)
+        found = registry.find(op_name, backend)
+        if isinstance(found, Implementation):
+            reason = found.unsupported(call)
+            if reason is None:
+                for skipped, why in reasons.items():
+                    _log_skip(op_name, skipped, why, backend)
+                return found
+        else:
+            reason = found
         reasons[backend] = reason
     raise BackendError(f"no backend can serve this {op_name} call:\n{list_reasons(reasons)}")
 

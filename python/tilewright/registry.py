@@ -72,8 +72,13 @@ def unavailable(backend: str) -> str | None:
 
 
 @functools.cache
-def load(op_name: str, backend: str) -> Implementation:
-    """The implementation in that row of the table. Call only when the row exists and the backend is available."""
+def find(op_name: str, backend: str) -> Implementation | str:
+    """The implementation in that row of the table, or why there is none on this machine."""
+    reason = unavailable(backend)
+    if reason is not None:
+        return reason
+    if backend not in TABLE[op_name]:
+        return f"has no {op_name} kernel"
     module_name, attribute = TABLE[op_name][backend].split(":")
     implementation: Implementation = getattr(importlib.import_module(module_name), attribute)
     return implementation
@@ -81,12 +86,8 @@ def load(op_name: str, backend: str) -> Implementation:
 
 def why_not(op_name: str, backend: str, call: Any) -> str | None:
     """Why ``backend`` cannot serve ``call``, or None when it can."""
-    reason = unavailable(backend)
-    if reason is not None:
-        return reason
-    if backend not in TABLE[op_name]:
-        return f"has no {op_name} kernel"
-    return load(op_name, backend).unsupported(call)
+    found = find(op_name, backend)
+    return found if isinstance(found, str) else found.unsupported(call)
 
 
 def backends() -> dict[str, str | None]:

@@ -25,13 +25,12 @@ def refuses(reason: str) -> Implementation:
 @pytest.fixture
 def cpu_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cpu backend that is available and says no to every softmax call."""
-    real_load, real_unavailable = registry.load, registry.unavailable
+    real = registry.find
     monkeypatch.setattr(
         registry,
-        "load",
-        lambda op, b: refuses("the moon is full") if (op, b) == ("softmax", "cpu") else real_load(op, b),
+        "find",
+        lambda op, b: refuses("the moon is full") if (op, b) == ("softmax", "cpu") else real(op, b),
     )
-    monkeypatch.setattr(registry, "unavailable", lambda b: None if b == "cpu" else real_unavailable(b))
     monkeypatch.setattr(dispatch, "_logged", set())
 
 

@@ -22,14 +22,15 @@ Outputs = tuple[Tensor, ...]
 
 
 def install(monkeypatch: pytest.MonkeyPatch, op: str, implementation: Implementation) -> None:
-    real_load, real_unavailable = registry.load, registry.unavailable
-    monkeypatch.setitem(registry.TABLE[op], BACKEND, "tests.verify.adversaries:none")
-    monkeypatch.setattr(registry, "load", lambda o, b: implementation if (o, b) == (op, BACKEND) else real_load(o, b))
+    real, real_unavailable = registry.find, registry.unavailable
     monkeypatch.setattr(registry, "unavailable", lambda b: None if b == BACKEND else real_unavailable(b))
+    monkeypatch.setattr(registry, "find", lambda o, b: implementation if (o, b) == (op, BACKEND) else real(o, b))
 
 
 def honest(op: str) -> Implementation:
-    return registry.load(op, "reference")
+    found = registry.find(op, "reference")
+    assert isinstance(found, Implementation)
+    return found
 
 
 def with_forward(op: str, change: Callable[[Any, Outputs], Outputs]) -> Implementation:

@@ -48,6 +48,8 @@ def check_device(name: str, t: Tensor, like_name: str, like: Tensor) -> None:
 
 def check_number(name: str, value: Any) -> float:
     """A finite Python number."""
+    if type(value) is float and -math.inf < value < math.inf:  # the usual case
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not -math.inf < value < math.inf:  # math.isfinite cannot be traced; NaN fails a comparison too

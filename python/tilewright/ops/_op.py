@@ -8,6 +8,7 @@ has to see an operator (torch.compile, fake tensors, dispatch modes, functorch, 
 
 from __future__ import annotations
 
+import operator
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class Op:
     saved           fields that a backward reads besides the outputs; of the others, an optional one arrives as None
     and a
                     required one as the first output, which has its shape and dtype
-    intermediates   outputs that exist for the backward only
+    intermediates   outputs that exist for the backward only; they come last
     passes_through  fields whose gradient is the output's gradient itself
     mutates         fields written in place
     check_values    checks of tensor contents, run right before a kernel when the tensors are in host memory
@@ -80,48 +81,52 @@ class Op:
     def __post_init__(self) -> None:
         set_ = object.__setattr__  # frozen: derived attributes are set once, here
         fields: tuple[str, ...] = self.call._fields  # type: ignore[attr-defined]
-        set_(self, "_gradient_indices", tuple(fields.index(f) for f in self.differentiable))
-        set_(self, "_any_gradient", tuple(fields.index(f) for f in self.differentiable + self.passes_through))
-        set_(self, "_tensor_indices", tuple(i for i, f in enumerate(fields) if _is_tensor_field(self.call, f)))
-        set_(self, "_saved_indices", tuple(fields.index(f) for f in self.saved))
         hints = typing.get_type_hints(self.call)
-        set_(
-            self,
-            "_replaced_indices",
-            tuple(i for i, f in enumerate(fields) if hints[f] is Tensor and f not in self.saved),
-        )
-        set_(self, "_intermediate_indices", tuple(self.outputs.index(o) for o in self.intermediates))
-        set_(self, "_passed_indices", tuple(fields.index(f) for f in self.passes_through))
+        tensors = [f for f in fields if hints[f] in (Tensor, Tensor | None)]
+        set_(self, "_gradient_count", len(self.differentiable))
+        set_(self, "_any_gradient", tuple(fields.index(f) for f in self.differentiable + self.passes_through))
+        set_(self, "_tensor_indices", tuple(fields.index(f) for f in tensors))
+        set_(self, "_saved_indices", tuple(fields.index(f) for f in self.saved))
+        set_(self, "_option_indices", tuple(i for i, f in enumerate(fields) if f not in tensors))
+        replaced = [f for f in tensors if f not in self.saved and hints[f] is Tensor]
+        set_(self, "_replaced_indices", tuple(fields.index(f) for f in replaced))
+        set_(self, "_public_count", len(self.outputs) - len(self.intermediates))
+        set_(self, "_get_any_gradient", _getter(self._any_gradient))
+        set_(self, "_get_saved", _getter(self._saved_indices))
+        set_(self, "_get_options", _getter(self._option_indices))
         eager, transformable = _register(self)
         set_(self, "_function", eager)
         set_(self, "_transformable", transformable)
 
-    # Set in __post_init__.
-    _gradient_indices: tuple[int, ...] = field(init=False, repr=False)
+    # Set in __post_init__: positions among the call's fields, and functions that pick them out of a call.
+    _gradient_count: int = field(init=False, repr=False)
     _any_gradient: tuple[int, ...] = field(init=False, repr=False)
     _tensor_indices: tuple[int, ...] = field(init=False, repr=False)
     _saved_indices: tuple[int, ...] = field(init=False, repr=False)
+    _option_indices: tuple[int, ...] = field(init=False, repr=False)
     _replaced_indices: tuple[int, ...] = field(init=False, repr=False)
-    _intermediate_indices: tuple[int, ...] = field(init=False, repr=False)
-    _passed_indices: tuple[int, ...] = field(init=False, repr=False)
+    _public_count: int = field(init=False, repr=False)
+    _get_any_gradient: Callable[[Any], tuple[Any, ...]] = field(init=False, repr=False)
+    _get_saved: Callable[[Any], tuple[Any, ...]] = field(init=False, repr=False)
+    _get_options: Callable[[Any], tuple[Any, ...]] = field(init=False, repr=False)
     _function: Any = field(init=False, repr=False)
     _transformable: Any = field(init=False, repr=False)
 
     def __call__(self, call: Any, backend: str | None) -> tuple[Tensor, ...]:
-        """Run a canonical call on the requested backend (None: the context's choice, or automatic)."""
-        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
-            outputs: tuple[Tensor, ...] = self._as_tuple(self._transformable.apply(*call, backend or ""))
-            return outputs
-        if torch.compiler.is_compiling() or _must_see_operator(call, self._tensor_indices):
+        """Run a canonical call on the backend asked for (None: the context's choice, or automatic). No intermediates."""
+        compiling = torch.compiler.is_compiling()
+        if not compiling and torch._C._functorch.peek_interpreter_stack() is not None:
+            return self._public(self._transformable.apply(*call, backend or ""))
+        if compiling or _must_see_operator(call, self._tensor_indices):
             # The context is read when the operator runs, so that compiled code obeys use_backend as well.
             if not self._wants_gradient(call):
                 call = self.without_grad(call)
-            return self._as_tuple(self.operator(*call, backend or ""))
+            return self._public(self.operator(*call, backend or ""))
         requested = requested_backend(backend)
         if self._wants_gradient(call):
             # Only what may need a gradient is passed through autograd, which looks at every argument.
-            return self._as_tuple(self._function.apply(call, requested, *[call[i] for i in self._any_gradient]))
-        return self.run_forward(self.without_grad(call), requested)
+            return self._as_tuple(self._function.apply(call, requested, *self._get_any_gradient(call)))
+        return self._public(self.run_forward(self.without_grad(call), requested))
 
     @property
     def operator(self) -> Any:
@@ -133,6 +138,9 @@ class Op:
 
     def _as_tuple(self, outputs: Any) -> tuple[Tensor, ...]:
         return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def _public(self, outputs: Any) -> tuple[Tensor, ...]:
+        return self._as_tuple(outputs)[: self._public_count]
 
     def _wants_gradient(self, call: Any) -> bool:
         if not torch.is_grad_enabled():
@@ -163,23 +171,20 @@ class Op:
     def save(self, ctx: Any, call: tuple[Any, ...], requested: str, outputs: tuple[Tensor, ...]) -> None:
         """What autograd keeps between forward and backward: tensors by save_for_backward, the rest as it is."""
         ctx.set_materialize_grads(False)
-        for i in self._intermediate_indices:
-            ctx.mark_non_differentiable(outputs[i])
-        ctx.save_for_backward(*[call[i] for i in self._saved_indices], *outputs)
-        fields = list(call)
-        for i in self._tensor_indices:
-            fields[i] = None
-        ctx.fields, ctx.requested = fields, requested
+        ctx.save_for_backward(*self._get_saved(call), *outputs)
+        ctx.options, ctx.requested = self._get_options(call), requested
 
     def gradients(self, ctx: Any, grads: tuple[Tensor | None, ...], wanted: Sequence[bool]) -> list[Tensor | None]:
         """The gradients of the differentiable fields, then of those that pass the output's gradient through."""
-        count = len(self._gradient_indices)
+        count = self._gradient_count
         passed = [grads[0] if want else None for want in wanted[count:]]
         if True not in wanted[:count] or all(g is None for g in grads):
             return [None] * count + passed
         saved = ctx.saved_tensors
         outputs = saved[len(self._saved_indices) :]
-        fields = list(ctx.fields)
+        fields: list[Any] = [None] * len(self.call._fields)  # type: ignore[attr-defined]
+        for i, option in zip(self._option_indices, ctx.options, strict=True):
+            fields[i] = option
         for i, t in zip(self._saved_indices, saved, strict=False):
             fields[i] = t
         for i in self._replaced_indices:
@@ -209,8 +214,11 @@ class Op:
         return torch.empty_like(getattr(call, name))
 
 
-def _is_tensor_field(call: type, name: str) -> bool:
-    return typing.get_type_hints(call)[name] in (Tensor, Tensor | None)
+def _getter(indices: tuple[int, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    """operator.itemgetter that answers a tuple also for one index or none."""
+    if len(indices) > 1:
+        return operator.itemgetter(*indices)
+    return lambda call: tuple(call[i] for i in indices)
 
 
 def _must_see_operator(values: Any, indices: Any) -> bool:
@@ -259,14 +267,16 @@ def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autogra
         def forward(ctx: Any, call: Any, requested: str, *_: Tensor | None) -> Any:
             outputs = op.run_forward(call, requested)
             op.save(ctx, call, requested, outputs)
-            return unwrap(outputs)
+            return outputs[: op._public_count] if op._public_count > 1 else outputs[0]
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
             return (None, None, *op.gradients(ctx, grads, ctx.needs_input_grad[2:]))
 
     def save_fields(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        op.save(ctx, inputs[:-1], inputs[-1], op._as_tuple(output))
+        outputs = op._as_tuple(output)
+        ctx.mark_non_differentiable(*outputs[op._public_count :])
+        op.save(ctx, inputs[:-1], inputs[-1], outputs)
 
     def backward_by_field(ctx: Any, *grads: Tensor | None) -> Any:
         results: list[Tensor | None] = [None] * (n_fields + 1)

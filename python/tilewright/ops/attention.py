@@ -167,7 +167,7 @@ def attention(
     deterministic: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    out, lse, _ = OP(
+    out, lse = OP(
         prepare(
             q,
             k,

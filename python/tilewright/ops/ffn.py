@@ -58,6 +58,11 @@ def _check_bias(name: str, bias: Any, size: int, x: Tensor) -> None:
             raise ValueError(f"{name} has shape {shape(bias)}; it must be ({size},)")
 
 
+def _rows(x: Tensor) -> Tensor:
+    """(M, C). A matrix is left alone: a view costs a node in autograd's graph."""
+    return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 def prepare(
     x: Any,
     w_in: Any,
@@ -95,16 +100,15 @@ def prepare(
         )
     _check_bias("b_in", b_in, inner, x)
     _check_bias("b_out", b_out, w_out.shape[0], x)
-    out_shape = (*x.shape[:-1], w_out.shape[0])
     if residual is not None:
+        out_shape = (*x.shape[:-1], w_out.shape[0])
         check_like("residual", residual, "x", x)
         if tuple(residual.shape) != out_shape:
             raise ValueError(f"residual has shape {shape(residual)}; it must have the output's, {out_shape}")
-        residual = residual.reshape(-1, w_out.shape[0])
+        residual = _rows(residual)
     dropout_p = check_probability("dropout_p", dropout_p)
-    rows = math.prod(x.shape[:-1])
     return FfnCall(
-        x.reshape(rows, features),
+        _rows(x),
         w_in,
         w_out,
         None if b_in is None else b_in.contiguous(),
@@ -186,4 +190,4 @@ def ffn(
         recompute=recompute,
     )
     out = OP(call, backend)[0]
-    return out.view(*x.shape[:-1], w_out.shape[0])
+    return out if x.dim() == 2 else out.view(*x.shape[:-1], w_out.shape[0])

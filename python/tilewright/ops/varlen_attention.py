@@ -198,7 +198,7 @@ def varlen_attention(
     deterministic: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    out, lse, _ = OP(
+    out, lse = OP(
         prepare(
             q,
             k,
