@@ -87,8 +87,8 @@ class Backward {
     const bool unit_stride = p_.x_stride == 1 && p_.y_stride == 1 && p_.dy_stride == 1;
     const bool by_row = (unit_stride && p_.n >= W) || rows_ < L;
     const Tiling<A> tiling(p_, rows_, kResident);
-    const int64_t block = by_row ? block_columns() : kResident / W;
-    const int64_t stride = ceil_div(min64(block, p_.n), L) * L * (by_row ? 1 : tiling.width);
+    const int64_t block = by_row ? min64(block_columns(), p_.n) : tiling.columns;
+    const int64_t stride = ceil_div(block, L) * L * (by_row ? 1 : tiling.width);
     const int64_t sums = ceil_div(ceil_div(p_.n, block), W) * W;
     const Scratch scratch(static_cast<size_t>(p_.num_threads * (2 * stride + sums)) * sizeof(A));
     if (scratch.data() == nullptr) return Status::kOutOfMemory;
@@ -99,7 +99,7 @@ class Backward {
     };
     if (!by_row)
       for_tiles(p_, tiling, p_.dy_row_stride, max64(1, kTaskElements / (p_.n * tiling.width)),
-                [&](const Tile<A>& tile, int thread) { one_tile(tile, buffers(thread)); });
+                [&](const Tile<A>& tile, int thread) { one_tile(tile, block, buffers(thread)); });
     else if (p_.n <= kResident || rows_ >= 2 * p_.num_threads)
       rows(buffers);
     else
@@ -212,8 +212,8 @@ class Backward {
     load_tile(dy_, tile, &RowAt::third, p_.dy_stride, first, count, A{1}, b.dy);
   }
 
-  void one_tile(const Tile<A>& tile, const Buffers& buffers) const {
-    const int64_t step = kResident / W, blocks = ceil_div(p_.n, step);
+  void one_tile(const Tile<A>& tile, int64_t step, const Buffers& buffers) const {
+    const int64_t blocks = ceil_div(p_.n, step);
     Vec<A> total[kMaxTileLanes<A> / L] = {};
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t count = min64(step, p_.n - b * step);

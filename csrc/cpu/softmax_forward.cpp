@@ -267,8 +267,8 @@ class Forward {
 
   static Vec<A> base_lanes(Vec<A> max) { return max == broadcast<A>(-INFINITY) ? Vec<A>{} : max; }
 
-  void one_tile(const Tile<A>& tile, A* s) const {
-    const int64_t step = kResident / W, blocks = ceil_div(p_.n, step);
+  void one_tile(const Tile<A>& tile, int64_t step, A* s) const {
+    const int64_t blocks = ceil_div(p_.n, step);
     LaneStats stats;
     for (int u = 0; u < tile.vectors(); ++u) stats.max[u] = broadcast<A>(-INFINITY), stats.sum[u] = Vec<A>{};
     for (int64_t b = 0; b < blocks; ++b) {
@@ -287,12 +287,12 @@ class Forward {
 
   Status tiles() const {
     const Tiling<A> tiling(p_, rows_, kResident);
-    const int64_t stride = min64(kResident / W, p_.n) * tiling.width;
+    const int64_t stride = tiling.columns * tiling.width;
     const Scratch scratch(static_cast<size_t>(p_.num_threads * stride) * sizeof(A));
     if (scratch.data() == nullptr) return Status::kOutOfMemory;
     A* buffers = reinterpret_cast<A*>(scratch.data());
     for_tiles(p_, tiling, p_.mask_row_stride, max64(1, kTaskElements / (p_.n * tiling.width)),
-              [&](const Tile<A>& tile, int thread) { one_tile(tile, buffers + thread * stride); });
+              [&](const Tile<A>& tile, int thread) { one_tile(tile, tiling.columns, buffers + thread * stride); });
     return Status::kOk;
   }
 

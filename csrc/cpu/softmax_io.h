@@ -307,11 +307,12 @@ void mask_tile(const M* mask, const Tile<A>& tile, int64_t stride, int64_t count
       s[tile.lane(l, count) + j * W] = masked(s[tile.lane(l, count) + j * W], mask[tile.at[l].third + j * stride]);
 }
 
-// How the rows are cut into tiles. Where the rows along the last row dimension are neighbours in memory, a tile stays
-// within one line of them.
+// How the rows are cut into tiles, and these into blocks of `columns` for a buffer. Where the rows along the last row
+// dimension are neighbours in memory, a tile stays within one line of them. A tile that does not fit in the buffer at its
+// narrowest is read twice in any case, so it may as well be wide.
 template <class A>
 struct Tiling {
-  int64_t line, width, per_line, count;
+  int64_t line, width, per_line, count, columns;
 
   Tiling(const SoftmaxParams& p, int64_t rows, int64_t buffer) {
     const int last = p.row_dims - 1;
@@ -319,9 +320,11 @@ struct Tiling {
     line = neighbours ? p.row_shape[last] : rows;
     width = kTileLanes<A>;
     const auto tiles = [&](int64_t w) { return rows / line * ceil_div(line, w); };
-    while (neighbours && 2 * width <= min64(kMaxTileLanes<A>, line) && 2 * width * p.n <= buffer &&
+    const bool twice = width * p.n > buffer;
+    while (neighbours && 2 * width <= min64(kMaxTileLanes<A>, line) && (twice || 2 * width * p.n <= buffer) &&
            tiles(2 * width) >= 4 * p.num_threads)
       width *= 2;
+    columns = min64(buffer / width, p.n);
     per_line = ceil_div(line, width);
     count = tiles(width);
   }

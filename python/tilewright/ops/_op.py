@@ -113,7 +113,10 @@ class Op:
     _transformable: Any = field(init=False, repr=False)
 
     def __call__(self, call: Any, backend: str | None) -> tuple[Tensor, ...]:
-        """Run a canonical call on the backend asked for (None: the context's choice, or automatic). No intermediates."""
+        """Run a canonical call on the backend asked for (None: the context's choice, or automatic).
+
+        Answers the outputs without the intermediates.
+        """
         compiling = torch.compiler.is_compiling()
         if not compiling and torch._C._functorch.peek_interpreter_stack() is not None:
             return self._public(self._transformable.apply(*call, backend or ""))

@@ -49,7 +49,7 @@ def prepare(x: Any, dim: Any, *, scale: Any, mask: Any, causal: Any) -> SoftmaxC
     if not -rank <= dim < rank:
         raise ValueError(f"dim={dim} is out of range for x of shape {shape(x)}; accepted are {-rank} to {rank - 1}")
     dim = dim % rank
-    if torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.float16, torch.bfloat16):
+    if x.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(x.device.type):
         x = x.float()  # softmax is on autocast's float32 list
     scale = check_number("scale", scale)
     if mask is not None:
