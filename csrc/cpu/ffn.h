@@ -50,50 +50,70 @@ struct Buffer {
   TW_MEMBER Matrix matrix() const { return {data, sizeof(A) == 8 ? DType::kFloat64 : DType::kFloat32, stride, 1}; }
   TW_MEMBER Vec<A> read(int64_t row, int64_t column) const { return load(data + row * stride + column); }
   TW_MEMBER void write(int64_t row, int64_t column, Vec<A> v) const { store(data + row * stride + column, v); }
+  // The first `count` lanes: what follows belongs to somebody else.
+  TW_MEMBER void write(int64_t row, int64_t column, Vec<A> v, int count) const {
+    if (count == Simd<A>::lanes) return write(row, column, v);
+    for (int i = 0; i < count; ++i) data[row * stride + column + i] = v[i];
+  }
 };
 
-// `count` elements of a row, at most a vector; the other lanes are 0. Not inlined, nor is `write`: a call for each
-// vector of results is nothing beside its dot products, and a dozen copies of these would be half of the compile time.
+// Rows [row, row + rows) of columns [column, column + columns) into `tile`, or out of it, whose rows are `stride` apart. A
+// whole tile of a product at a time: the storage type is looked up once for it. Not inlined: a dozen copies would be
+// half of the compile time.
 template <class A>
-__attribute__((noinline)) Vec<A> read(const Matrix& m, int64_t row, int64_t column, int count) {
-  Vec<A> v{};
+__attribute__((noinline)) void read(const Matrix& m, int64_t row, int64_t column, int rows, int columns, A* tile,
+                                    int64_t stride) {
+  constexpr int L = Simd<A>::lanes;
   with_dtype<A>(m.dtype, [&](auto t) {
-    const auto* p = static_cast<const decltype(t)*>(m.data) + row * m.row_stride + column * m.column_stride;
-    if (count == Simd<A>::lanes && m.column_stride == 1) {
-      v = load(p);
-      return;
+    for (int i = 0; i < rows; ++i) {
+      const auto* p = static_cast<const decltype(t)*>(m.data) + (row + i) * m.row_stride + column * m.column_stride;
+      int j = 0;
+      if (m.column_stride == 1)
+        for (; j + L <= columns; j += L) store(tile + i * stride + j, load(p + j));
+      for (; j < columns; ++j) tile[i * stride + j] = to_float(p[j * m.column_stride]);
     }
-    for (int i = 0; i < count; ++i) v[i] = to_float(p[i * m.column_stride]);
   });
-  return v;
 }
 
 template <class A>
-__attribute__((noinline)) void write(const Matrix& m, int64_t row, int64_t column, int count, Vec<A> v) {
+__attribute__((noinline)) void write(const Matrix& m, int64_t row, int64_t column, int rows, int columns, const A* tile,
+                                     int64_t stride) {
+  constexpr int L = Simd<A>::lanes;
   with_dtype<A>(m.dtype, [&](auto t) {
     using T = decltype(t);
-    T* p = static_cast<T*>(m.data) + row * m.row_stride + column * m.column_stride;
-    if (count == Simd<A>::lanes && m.column_stride == 1) return store(p, v);
-    for (int i = 0; i < count; ++i) p[i * m.column_stride] = from_accumulator<T>(v[i]);
+    for (int i = 0; i < rows; ++i) {
+      T* p = static_cast<T*>(m.data) + (row + i) * m.row_stride + column * m.column_stride;
+      int j = 0;
+      if (m.column_stride == 1)
+        for (; j + L <= columns; j += L) store(p + j, load(tile + i * stride + j));
+      for (; j < columns; ++j) p[j * m.column_stride] = from_accumulator<T>(tile[i * stride + j]);
+    }
   });
+}
+
+// The same for the tile's own place in a matrix that has the product's shape, `row` rows and `column` columns further.
+template <class A>
+TW_INLINE void read(const Matrix& m, const FinishedTile<A>& t, int64_t row, int64_t column, A* tile) {
+  read(m, row + t.m, column + t.n, t.rows, t.columns, tile, t.stride);
+}
+template <class A>
+TW_INLINE void write(const Matrix& m, const FinishedTile<A>& t, int64_t row, int64_t column, const A* tile) {
+  write(m, row + t.m, column + t.n, t.rows, t.columns, tile, t.stride);
 }
 
 // A bias widened into a buffer of one row; zeros for an absent one.
 template <class A>
 void widen_bias(const void* bias, DType dtype, int64_t size, const Buffer<A>& buffer) {
-  const Matrix m = contiguous(bias, dtype, size);
-  for (int64_t j = 0; j < buffer.stride; j += Simd<A>::lanes) {
-    const int64_t count = bias == nullptr ? 0 : min64(Simd<A>::lanes, size - j);
-    buffer.write(0, j, count > 0 ? read<A>(m, 0, j, static_cast<int>(count)) : Vec<A>{});
-  }
+  std::memset(buffer.data, 0, static_cast<size_t>(buffer.stride) * sizeof(A));
+  if (bias != nullptr) read(contiguous(bias, dtype, size), 0, 0, 1, static_cast<int>(size), buffer.data, buffer.stride);
 }
 
-// f(row of the tile, column of the tile, lanes in use) for every vector of a tile.
+// f(row of the tile, column of the tile, lanes in use, place in the tile) for every vector of a tile.
 template <class A, class F>
 TW_INLINE void for_vectors(const FinishedTile<A>& tile, const F& f) {
   constexpr int L = Simd<A>::lanes;
   for (int i = 0; i < tile.rows; ++i)
-    for (int j = 0; j < tile.columns; j += L) f(i, j, tile.columns - j < L ? tile.columns - j : L);
+    for (int j = 0; j < tile.columns; j += L) f(i, j, tile.columns - j < L ? tile.columns - j : L, i * tile.stride + j);
 }
 
 // Inverted dropout: 0 or 1 / (1 - p) for elements (row, column ...) of the output; see philox.h.

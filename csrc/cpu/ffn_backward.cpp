@@ -20,9 +20,13 @@ template <class A>
 struct RunningSum {
   Matrix out, wide;
 
-  TW_MEMBER void add(int64_t row, int64_t column, int count, Vec<A> v, bool first, bool last) const {
-    if (!first) v += read<A>(wide, row, column, count);
-    write<A>(last ? out : wide, row, column, count, v);
+  TW_MEMBER void add(const FinishedTile<A>& t, bool first, bool last) const {
+    if (!first) {
+      alignas(64) A before[kTileElements<A>];
+      read(wide, t, 0, 0, before);
+      for_vectors(t, [&](int, int, int, int64_t at) { store(t.tile + at, load(t.tile + at) + load(before + at)); });
+    }
+    write(last ? out : wide, t, 0, 0, t.tile);
   }
 };
 
@@ -108,8 +112,9 @@ class Backward {
     const bool first = row == 0, last = row + rows >= p_.rows;
     A* const scratch = memory_ + used_;
     const Matrix dout = matrix(p_.dout, p_.dtype).from_row(row);
-    const Matrix dz = dropout_ ? buffer(dz_at_, p_.out_features).matrix() : dout;
-    if (dropout_) drop(dout, dz, row, rows);
+    const Buffer<A> dropped = buffer(dz_at_, p_.out_features);
+    if (dropout_) drop(dout, dropped, row, rows);
+    const Matrix dz = dropout_ ? dropped.matrix() : dout;
     const bool needs_pre =
         p_.dx.data != nullptr || p_.dw_in.data != nullptr || p_.dw_out.data != nullptr || p_.db_in != nullptr;
     if (needs_pre) {
@@ -119,10 +124,7 @@ class Backward {
       differentiate(dz, rows, pre, scratch);
       const Matrix dpre = buffer(dpre_at_, inner_).matrix(), hidden = buffer(hidden_at_, p_.hidden).matrix();
       if (const Matrix dx = matrix(p_.dx, p_.dtype).from_row(row))
-        gemm(input_gradient(dpre, rows), scratch, [&](const FinishedTile<A>& t) {
-          for_vectors(t,
-                      [&](int i, int j, int n) { write<A>(dx, t.m + i, t.n + j, n, load(t.tile + i * t.stride + j)); });
-        });
+        gemm(input_gradient(dpre, rows), scratch, [&](const FinishedTile<A>& t) { write(dx, t, 0, 0, t.tile); });
       if (const Matrix dw = matrix(p_.dw_in, p_.dtype))
         sum_product(in_weight_gradient(dpre, x().from_row(row), rows), running(dw, dw_in_at_, p_.in_features), first,
                     last, scratch);
@@ -135,11 +137,12 @@ class Backward {
       sum_columns(dz, rows, p_.out_features, running(db, db_out_at_, p_.out_features), first, last);
   }
 
-  void drop(const Matrix& dout, const Matrix& dz, int64_t row, int64_t rows) const {
+  void drop(const Matrix& dout, const Buffer<A>& dz, int64_t row, int64_t rows) const {
     parallel_for(rows, p_.num_threads, [&](int64_t i, int) {
+      read(dout, i, 0, 1, static_cast<int>(p_.out_features), dz.data + i * dz.stride, dz.stride);
       for (int64_t j = 0; j < p_.out_features; j += L) {
         const int n = static_cast<int>(min64(L, p_.out_features - j));
-        write<A>(dz, i, j, n, read<A>(dout, i, j, n) * dropout_.template factors<A>(row + i, j, n));
+        dz.write(i, j, dz.read(i, j) * dropout_.template factors<A>(row + i, j, n), n);
       }
     });
   }
@@ -148,8 +151,8 @@ class Backward {
     const Buffer<A> b_in = buffer(b_in_at_, inner_);
     widen_bias(p_.b_in, p_.dtype, inner_, b_in);
     gemm(pre_product(row, rows), scratch, [&](const FinishedTile<A>& t) {
-      for_vectors(t, [&](int i, int j, int) {
-        pre.write(t.m + i, t.n + j, load(t.tile + i * t.stride + j) + b_in.read(0, t.n + j));
+      for_vectors(t, [&](int i, int j, int, int64_t at) {
+        pre.write(t.m + i, t.n + j, load(t.tile + at) + b_in.read(0, t.n + j));
       });
     });
   }
@@ -160,19 +163,20 @@ class Backward {
     gemm(
         hidden_gradient(dz, rows), scratch,
         [&](const FinishedTile<A>& t) {
-          for_vectors(t, [&](int i, int j, int n) {
+          alignas(64) A gates[kTileElements<A>], ups[kTileElements<A>];
+          read(pre, t, 0, 0, gates);
+          if (gated_) read(pre, t, 0, p_.hidden, ups);
+          for_vectors(t, [&](int i, int j, int n, int64_t at) {
             const int64_t row = t.m + i, column = t.n + j;
-            const Vec<A> dh = load(t.tile + i * t.stride + j);
-            const Activated<Vec<A>> act = activate<A>(p_.activation, read<A>(pre, row, column, n));
+            const Vec<A> dh = load(t.tile + at);
+            const Activated<Vec<A>> act = activate<A>(p_.activation, load(gates + at));
             Vec<A> h = act.value, dgate = dh * act.slope;
             if (gated_) {
-              const Vec<A> up = read<A>(pre, row, p_.hidden + column, n);
-              write<A>(dpre.matrix(), row, p_.hidden + column, n, dh * act.value);
-              h *= up;
-              dgate *= up;
+              dpre.write(row, p_.hidden + column, dh * act.value, n);
+              h *= load(ups + at);
+              dgate *= load(ups + at);
             }
-            // Exactly n: behind the gate's half lies the other one, which another thread may have written.
-            write<A>(dpre.matrix(), row, column, n, dgate);
+            dpre.write(row, column, dgate, n);
             hidden.write(row, column, h);
           });
         },
@@ -183,27 +187,30 @@ class Backward {
   }
 
   void sum_product(const Product<A>& product, const RunningSum<A>& sum, bool first, bool last, A* scratch) const {
-    gemm(product, scratch, [&](const FinishedTile<A>& t) {
-      for_vectors(
-          t, [&](int i, int j, int n) { sum.add(t.m + i, t.n + j, n, load(t.tile + i * t.stride + j), first, last); });
-    });
+    gemm(product, scratch, [&](const FinishedTile<A>& t) { sum.add(t, first, last); });
   }
 
   // Compensated (Kahan): the sum over a block of rows is as exact as one rounding, like that of torch's cascades.
   void sum_columns(const Matrix& m, int64_t rows, int64_t columns, const RunningSum<A>& sum, bool first,
                    bool last) const {
-    constexpr int kVectors = 8;
+    constexpr int kVectors = 8, kRows = 8;
     parallel_for(ceil_div(columns, kVectors * L), p_.num_threads, [&](int64_t task, int) {
       const int64_t column = task * kVectors * L;
-      const auto lanes = [&](int v) { return static_cast<int>(max64(0, min64(L, columns - column - v * L))); };
+      const int count = static_cast<int>(min64(kVectors * L, columns - column));
+      alignas(64) A terms[kRows * kVectors * L] = {}, sums[kVectors * L];
       Vec<A> total[kVectors] = {}, lost[kVectors] = {};
-      for (int64_t i = 0; i < rows; ++i)
-        for (int v = 0; v < kVectors; ++v) {
-          const Vec<A> term = read<A>(m, i, column + v * L, lanes(v)) - lost[v], next = total[v] + term;
-          lost[v] = (next - total[v]) - term;
-          total[v] = next;
-        }
-      for (int v = 0; v < kVectors; ++v) sum.add(0, column + v * L, lanes(v), total[v], first, last);
+      for (int64_t i = 0; i < rows; i += kRows) {
+        const int here = static_cast<int>(min64(kRows, rows - i));
+        read(m, i, column, here, count, terms, kVectors * L);
+        for (int r = 0; r < here; ++r)
+          for (int v = 0; v < kVectors; ++v) {
+            const Vec<A> term = load(terms + (r * kVectors + v) * L) - lost[v], next = total[v] + term;
+            lost[v] = (next - total[v]) - term;
+            total[v] = next;
+          }
+      }
+      for (int v = 0; v < kVectors; ++v) store(sums + v * L, total[v]);
+      sum.add({0, column, 1, count, sums, nullptr, kVectors * L}, first, last);
     });
   }
 

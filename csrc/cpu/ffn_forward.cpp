@@ -45,27 +45,31 @@ Status run(const FfnParams& p) {
   for (int64_t row = 0; row < p.rows; row += block) {
     const int64_t rows = min64(block, p.rows - row);
     gemm(first(row, rows), memory + own, [&](const FinishedTile<A>& t) {
-      for_vectors(t, [&](int i, int j, int count) {
-        const int64_t m = t.m + i, n = t.n + j;
-        const Vec<A> gate = load(t.tile + i * t.stride + j) + b_in.read(0, n);
-        if (pre) write<A>(pre, row + m, n, count, gate);
+      for_vectors(t, [&](int i, int j, int, int64_t at) {
+        const Vec<A> gate = load(t.tile + at) + b_in.read(0, t.n + j);
+        store(t.tile + at, gate);
         Vec<A> h = activate<A>(p.activation, gate).value;
         if (gated) {
-          const Vec<A> up = load(t.second + i * t.stride + j) + b_in.read(0, p.hidden + n);
-          if (pre) write<A>(pre, row + m, p.hidden + n, count, up);
+          const Vec<A> up = load(t.second + at) + b_in.read(0, p.hidden + t.n + j);
+          store(t.second + at, up);
           h *= up;
         }
-        hidden.write(m, n, h);
+        hidden.write(t.m + i, t.n + j, h);
       });
+      if (!pre) return;
+      write(pre, t, row, 0, t.tile);
+      if (gated) write(pre, t, row, p.hidden, t.second);
     });
     gemm(second(hidden, rows), memory + own, [&](const FinishedTile<A>& t) {
-      for_vectors(t, [&](int i, int j, int count) {
-        const int64_t m = row + t.m + i, n = t.n + j;
-        Vec<A> v = load(t.tile + i * t.stride + j) + b_out.read(0, n);
-        if (dropout) v *= dropout.factors<A>(m, n, count);
-        if (residual) v += read<A>(residual, m, n, count);
-        write<A>(out, m, n, count, v);
+      alignas(64) A added[kTileElements<A>];
+      if (residual) read(residual, t, row, 0, added);
+      for_vectors(t, [&](int i, int j, int count, int64_t at) {
+        Vec<A> v = load(t.tile + at) + b_out.read(0, t.n + j);
+        if (dropout) v *= dropout.factors<A>(row + t.m + i, t.n + j, count);
+        if (residual) v += load(added + at);
+        store(t.tile + at, v);
       });
+      write(out, t, row, 0, t.tile);
     });
   }
   return Status::kOk;

@@ -54,19 +54,34 @@ void pack_panel(const Operand& m, int64_t row, int64_t rows, int64_t first, int6
   const int count = static_cast<int>(min64(rows, WIDTH));
   with_dtype<A>(m.dtype, [&](auto t) {
     const auto* src = static_cast<const decltype(t)*>(m.data) + row * m.row_stride + first * m.depth_stride;
-    if (m.row_stride == 1 && count == WIDTH && WIDTH % L == 0) {
-      for (int64_t k = 0; k < depth; ++k)
-        for (int i = 0; i < WIDTH; i += L) store(dst + k * WIDTH + i, load(src + k * m.depth_stride + i));
+    const bool full = count == WIDTH;
+    int64_t k = 0;
+    if (m.row_stride == 1 && full) {
+      for (; k < depth; ++k, src += m.depth_stride, dst += WIDTH) {
+        __builtin_prefetch(src + 16 * m.depth_stride);
+        int i = 0;
+        for (; i + L <= WIDTH; i += L) store(dst + i, load(src + i));
+        for (; i < WIDTH; ++i) dst[i] = to_float(src[i]);
+      }
       return;
     }
-    int64_t k = 0;
-    if (m.depth_stride == 1 && count == WIDTH && WIDTH % L == 0) {
-      for (; k + L <= depth; k += L)
-        for (int base = 0; base < WIDTH; base += L) {
-          Vec<A> block[L];
-          for (int i = 0; i < L; ++i) block[i] = load(src + (base + i) * m.row_stride + k);
+    if constexpr (WIDTH % L == 0) {
+      if (m.depth_stride == 1 && full)
+        for (; k + L <= depth; k += L)
+          for (int base = 0; base < WIDTH; base += L) {
+            Vec<A> block[L];
+            for (int i = 0; i < L; ++i) block[i] = load(src + (base + i) * m.row_stride + k);
+            transpose_block<A>(block);
+            for (int i = 0; i < L; ++i) store(dst + (k + i) * WIDTH + base, block[i]);
+          }
+    } else if constexpr (WIDTH < L) {
+      // Whole vectors are stored in order, each over the end of the one before; not where nothing would come after.
+      if (m.depth_stride == 1)
+        for (; k + L < depth; k += L) {
+          Vec<A> block[L] = {};
+          for (int i = 0; i < count; ++i) block[i] = load(src + i * m.row_stride + k);
           transpose_block<A>(block);
-          for (int i = 0; i < L; ++i) store(dst + (k + i) * WIDTH + base, block[i]);
+          for (int i = 0; i < L; ++i) store(dst + (k + i) * WIDTH, block[i]);
         }
     } else if (m.depth_stride == 1) {
       for (; k + L <= depth; k += L)
@@ -137,13 +152,14 @@ struct Product {
 };
 
 // What the epilogue is called with: columns [n, n + columns) of rows [m, m + rows) of C, row i at tile + i * stride,
-// and for a gated product the second of each pair at second + i * stride. All of a vector past `columns` may be read.
+// and for a gated product the second of each pair at second + i * stride. All of a vector past `columns` may be read,
+// and all of it written over. At most kTileElements.
 template <class A>
 struct FinishedTile {
   int64_t m, n;
   int rows, columns;
-  const A* tile;
-  const A* second;
+  A* tile;
+  A* second;
   int64_t stride;
 };
 
@@ -175,6 +191,8 @@ TW_INLINE bool few_rows(const Product<A>& p) {
 }
 
 constexpr int64_t kFewColumns = 32;  // columns of C in a task of gemm_few_rows
+template <class A>
+constexpr int64_t kTileElements = max64(kFewColumns * kFewRows, kPanelColumns<A>* kPanelRows);
 
 // Working memory of gemm(p), in elements of A.
 template <class A>
@@ -234,7 +252,7 @@ void gemm_packed(const Product<A>& p, A* scratch, const Epilogue& epilogue, cons
             multiply_panels(here, depth, sum_depth, a, packed_b + j * NR * depth, tile, k > 0);
             if (!last || j % pair != pair - 1) continue;
             const int64_t n = column + j / pair * NR;
-            const A* const gate = p.gated ? tile - row_panels * MR * NR : tile;
+            A* const gate = p.gated ? tile - row_panels * MR * NR : tile;
             epilogue(FinishedTile<A>{row + i * MR, n, static_cast<int>(here), static_cast<int>(min64(NR, p.n - n)),
                                      gate, p.gated ? tile : nullptr, NR});
           }
@@ -321,11 +339,13 @@ void gemm_few_rows(const Product<A>& p, A* scratch, const Epilogue& epilogue) {
 // The product over no depth: zero, but the epilogue still has its bias to add.
 template <class A, class Epilogue>
 void gemm_empty(const Product<A>& p, const Epilogue& epilogue) {
-  constexpr int64_t W = 2 * kPanelColumns<A>;
-  const A zeros[W] = {};
+  constexpr int64_t W = kFewColumns;
   for (int64_t m = 0; m < p.m; ++m)
-    for (int64_t n = 0; n < p.n; n += W)
-      epilogue(FinishedTile<A>{m, n, 1, static_cast<int>(min64(W, p.n - n)), zeros, p.gated ? zeros : nullptr, W});
+    for (int64_t n = 0; n < p.n; n += W) {
+      A zeros[2][W] = {};
+      epilogue(
+          FinishedTile<A>{m, n, 1, static_cast<int>(min64(W, p.n - n)), zeros[0], p.gated ? zeros[1] : nullptr, W});
+    }
 }
 
 // scratch: gemm_scratch(p) elements, 64-byte aligned. epilogue(tile) is called once for every part of C, from any
