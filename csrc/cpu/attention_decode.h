@@ -1,11 +1,12 @@
 // A few query rows against many keys, as in decoding: bound by reading K and V once.
 //
 // With lanes for query rows most of a vector would be idle, so here the lanes run along the head dimension, for Q K^T
-// and for P V; only the scores in between are laid out as everywhere else, so that masks and softmax are shared. Rows
-// of K and V are read in memory order, in place when they hold A and fill whole vectors, and serve all heads of the
-// group.
+// and for P V, and along the keys in between; only where there is more to do to the scores than scaling are they laid out
+// as everywhere else, so that masks, dropout and the rest are shared. Rows of K and V are read in memory order, in place
+// when they hold A and fill whole vectors, and serve all heads of the group.
 #pragma once
 
+#include "attention_forward.h"
 #include "attention_softmax.h"
 
 namespace tilewright {
@@ -52,9 +53,9 @@ void decode_rows(DType dtype, const KeyRows& source, int64_t begin, int64_t coun
   }
 }
 
-// scores[j * lanes] = q . k_j for L keys at once: their L accumulators are summed across by a transposition.
+// q . k_j for L keys at once: their L accumulators are summed across by a transposition.
 template <class A>
-TW_INLINE void decode_dots(const A* q, const A* const* k, int64_t width, int count, A* scores) {
+TW_INLINE Vec<A> decode_dots(const A* q, const A* const* k, int64_t width) {
   constexpr int L = Simd<A>::lanes;
   Vec<A> sum[L];
   for (int j = 0; j < L; ++j) sum[j] = Vec<A>{};
@@ -65,18 +66,38 @@ TW_INLINE void decode_dots(const A* q, const A* const* k, int64_t width, int cou
   transpose<A>(sum);
   for (int step = L / 2; step > 0; step /= 2)
     for (int j = 0; j < step; ++j) sum[j] += sum[j + step];
-  for (int j = 0; j < count; ++j) scores[j * kStripLanes<A>] = sum[0][j];
+  return sum[0];
 }
 
-// out [VECTORS vectors] = alpha * out + sum over keys of weights[j * lanes] * v_j.
+// Row r's scores of n keys, a whole number of vectors, turn into exp(scale s - max); as softmax_tile.
+template <class A>
+void decode_softmax(A* s, int64_t n, A scale, int r, StripState<A>* state, A* alpha) {
+  constexpr int L = Simd<A>::lanes;
+  Vec<A> max = load(s);
+  for (int64_t j = L; j < n; j += L) max = vmax(load(s + j), max);
+  A top = horizontal_max(max) * scale;
+  if (state->started && !(state->max[r] <= top)) top = state->max[r];
+  const A base = top == static_cast<A>(-kInfinity) ? A{0} : top;
+  alpha[r] = state->started ? vexp_nonpositive(broadcast<A>(state->max[r] - base))[0] : A{0};
+  Vec<A> sum{};
+  for (int64_t j = 0; j < n; j += L) {
+    const Vec<A> e = vexp_nonpositive(load(s + j) * scale - base);
+    store(s + j, e);
+    sum += e;
+  }
+  state->sum[r] = horizontal_sum(sum) + (state->started ? state->sum[r] * alpha[r] : A{0});
+  state->max[r] = top;
+}
+
+// out [VECTORS vectors] = alpha * out + sum over keys of weights[j * stride] * v_j.
 template <class A, int VECTORS>
-TW_INLINE void decode_sum(const A* weights, const A* const* v, int64_t offset, int64_t count, bool keep, A alpha,
-                          A* out) {
+TW_INLINE void decode_sum(const A* weights, int64_t stride, const A* const* v, int64_t offset, int64_t count, bool keep,
+                          A alpha, A* out) {
   constexpr int L = Simd<A>::lanes;
   Vec<A> sum[VECTORS];
   for (int i = 0; i < VECTORS; ++i) sum[i] = Vec<A>{};
   for (int64_t j = 0; j < count; ++j) {
-    const A weight = weights[j * kStripLanes<A>];
+    const A weight = weights[j * stride];
     for (int i = 0; i < VECTORS; ++i) sum[i] += weight * load(v[j] + offset + i * L);
   }
   for (int i = 0; i < VECTORS; ++i) {
@@ -98,28 +119,47 @@ void decode_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& s
     widen_row<A>(p.dtype, query_row(p, p.q, s, strip.head[r], strip.row[r]), p.head_dim, width, q);
     for (int64_t d = 0; d < width; d += L) store(q + d, load(q + d) * scale);
   }
+  // Score j of row r is at j * step + r * row.
+  const bool plain =
+      plain_scores(p) && p.dropout_p <= 0 && begin >= strip.first_shared_key && end <= strip.last_shared_key;
+  const int64_t step = plain ? 1 : lanes, row = plain ? kDecodeTile : 1;
+  static_assert(kDecodeRows<A> * kDecodeTile <= kKeyTile * kStripLanes<A>, "the scores fit in their buffer");
   for (int64_t key = begin; key < end; key += kDecodeTile) {
     const int64_t n = key + kDecodeTile < end ? kDecodeTile : end - key;
     // Lanes without a row are computed along with the others; they must hold numbers.
-    std::memset(w.scores, 0, static_cast<size_t>(n * lanes) * sizeof(A));
+    if (!plain) std::memset(w.scores, 0, static_cast<size_t>(n * lanes) * sizeof(A));
     for (int64_t j = 0; j < n; j += L) {
       const int count = static_cast<int>(n - j < L ? n - j : L);
       const A* k[L];
       decode_rows(p.dtype, keys, key + j, count, p.head_dim, buffers.keys, k);
       for (int i = count; i < L; ++i) k[i] = k[0];
-      for (int r = 0; r < strip.count; ++r)
-        decode_dots<A>(buffers.queries + r * width, k, width, count, w.scores + j * lanes + r);
+      for (int r = 0; r < strip.count; ++r) {
+        Vec<A> s_j = decode_dots<A>(buffers.queries + r * width, k, width);
+        if (plain) {
+          for (int i = count; i < L; ++i) s_j[i] = static_cast<A>(-kInfinity);
+          store(w.scores + r * row + j, s_j);
+        } else {
+          for (int i = 0; i < count; ++i) w.scores[(j + i) * step + r] = s_j[i];
+        }
+      }
     }
-    weigh_scores(p, s, strip, key, n, w, state);
+    if (plain) {
+      for (int r = 0; r < strip.count; ++r)
+        decode_softmax(w.scores + r * row, round_up(n, L), softmax_scale<A>(p), r, state, w.alpha);
+    } else {
+      weigh_scores(p, s, strip, key, n, w, state);
+    }
     const A* v[kDecodeTile];
     decode_rows(p.dtype, values, key, n, p.head_dim_v, buffers.values, v);
     for (int r = 0; r < strip.count; ++r) {
+      const A* weights = w.scores + r * row;
       A* out = buffers.out + r * width_v;
       int64_t d = 0;
       for (; d + kDecodeVectors * L <= width_v; d += kDecodeVectors * L)
-        decode_sum<A, kDecodeVectors>(w.scores + r, v, d, n, state->started, w.alpha[r], out);
-      for (; d + 2 * L <= width_v; d += 2 * L) decode_sum<A, 2>(w.scores + r, v, d, n, state->started, w.alpha[r], out);
-      if (d < width_v) decode_sum<A, 1>(w.scores + r, v, d, n, state->started, w.alpha[r], out);
+        decode_sum<A, kDecodeVectors>(weights, step, v, d, n, state->started, w.alpha[r], out);
+      for (; d + 2 * L <= width_v; d += 2 * L)
+        decode_sum<A, 2>(weights, step, v, d, n, state->started, w.alpha[r], out);
+      if (d < width_v) decode_sum<A, 1>(weights, step, v, d, n, state->started, w.alpha[r], out);
     }
     state->started = true;
   }
