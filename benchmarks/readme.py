@@ -1,7 +1,7 @@
 """The README's table and picture, from a committed result file: ``python benchmarks/readme.py``.
 
-With ``--measure`` the file is measured first, as ``tilewright demo`` does it: the calls verified, then timed in turns with
-PyTorch's. Every figure in the README comes from that file, and a test compares the two.
+With ``--measure`` the file is measured first, as ``tilewright demo`` does it: the calls verified, then timed in turns
+with PyTorch's. Every figure in the README comes from that file, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def table(file: Path) -> str:
     note = (
         f"{where['cpu']}, {where['cpus_usable']} cores, torch {versions['torch']} on {where['torch_threads']} threads, "
         f"{where['date'][:10]}: median times of calls taken in turns "
-        f"([{file.name}](benchmarks/results/{file.name}); `make bench` measures yours)."
+        f"([{file.name}](benchmarks/results/{file.name}); `tilewright demo` measures yours)."
     )
     return "\n".join([BEGIN, "", *lines, "", note, "", END])
 
