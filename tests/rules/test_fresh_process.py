@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 BLOCK = """
 import sys
@@ -67,3 +68,20 @@ print(time.process_time() - start)
     )
     # The promise is 0.2 s; processor time, and twice that, so that a busy machine does not fail it.
     assert float(out) < 0.4
+
+
+def test_a_model_that_is_not_there_is_explained(tmp_path: Path) -> None:
+    # In a process that has imported nothing else of the hub's library.
+    out = run(
+        f"""
+import os
+os.environ.update(HF_HUB_OFFLINE="1", HF_HOME={str(tmp_path)!r})
+from tilewright.models.gpt import GPT
+try:
+    GPT.from_pretrained("gpt2")
+except FileNotFoundError as error:
+    print(error)
+"""
+    )
+    assert "not in the local cache" in out
+    assert "hf download" in out

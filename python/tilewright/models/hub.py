@@ -32,6 +32,7 @@ class HubRepository:
     def __init__(self, name: str) -> None:
         try:
             import huggingface_hub
+            import huggingface_hub.errors  # a submodule that the package does not import by itself
         except ImportError as error:
             raise ImportError(
                 f"{name!r} is not a local folder, and looking in the Hugging Face hub needs huggingface_hub: {_EXTRA}"
