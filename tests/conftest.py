@@ -11,6 +11,10 @@ import torch
 # Inductor's cache of compiled graphs does not see that an op's outputs have changed.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="tilewright-inductor-")
 
+# Without a GPU Triton kernels run in Triton's interpreter. That is decided when they are imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 @pytest.fixture(autouse=True)
 def _fixed_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,15 @@ def unpack(wheel: Path, into: Path) -> Path:
 
 
 def use(site: Path, tmp_path: Path) -> str:
-    done = run(sys.executable, "-c", ALONE + USE_ALL, cwd=tmp_path, PYTHONPATH=str(site), TILEWRIGHT_BACKEND="")
+    done = run(
+        sys.executable,
+        "-c",
+        ALONE + USE_ALL,
+        cwd=tmp_path,
+        PYTHONPATH=str(site),
+        TILEWRIGHT_BACKEND="",
+        TRITON_INTERPRET="0",
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

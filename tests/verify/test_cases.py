@@ -15,7 +15,8 @@ from tilewright.verify.cases import CASES, select_cases
 from tilewright.verify.fuzz import fuzz_case
 from tilewright.verify.run import run_case
 
-AVAILABLE = [name for name, reason in backends().items() if reason is None]
+# Triton's interpreter is slow: tests/triton chooses cases for it.
+AVAILABLE = [name for name, reason in backends().items() if reason is None and name != "triton"]
 
 #: One case in seven keeps this test quick (no list of features is a multiple of it); `tilewright verify` runs all.
 SAMPLE = CASES[::7]

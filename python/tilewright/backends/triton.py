@@ -1,7 +1,49 @@
-"""Triton kernels."""
+"""Triton kernels (triton_kernels/): float32, float16 and bfloat16, on CUDA devices or in Triton's interpreter."""
 
 from __future__ import annotations
 
+import functools
+import os
+from typing import Any
 
+import torch
+
+MINIMUM = (3, 6)
+
+
+@functools.cache
 def unavailable() -> str | None:
-    return "this version has no Triton kernels yet"
+    try:
+        import triton
+    except ImportError as error:
+        return f"Triton is not installed: {error}"
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < MINIMUM:
+        return f"Triton {triton.__version__} is too old: {MINIMUM[0]}.{MINIMUM[1]} or newer is needed"
+    if not torch.cuda.is_available() and not interpreted():
+        return (
+            "torch sees no CUDA device; with TRITON_INTERPRET=1 in the environment the kernels run on CPU tensors, in "
+            "Triton's interpreter, which is slow and meant for checking them"
+        )
+    return None
+
+
+@functools.cache
+def interpreted() -> bool:
+    """Whether kernels run in the interpreter. Triton itself decides this when a kernel's file is imported."""
+    if "TRITON_INTERPRET" not in os.environ:
+        return False
+    from ..triton_kernels.math import INTERPRETED
+
+    return bool(INTERPRETED)
+
+
+def unsupported(call: Any) -> str | None:
+    first = call[0]
+    if first.is_cpu and not interpreted():
+        return "its tensors are on cpu; set TRITON_INTERPRET=1 to run Triton kernels there, in Triton's interpreter"
+    if not first.is_cpu and not first.is_cuda:
+        return f"its tensors are on {first.device.type}; Triton kernels run on cuda"
+    if first.dtype == torch.float64:
+        return "its tensors are float64; Triton kernels take float32, float16 and bfloat16"
+    return None

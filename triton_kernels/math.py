@@ -1,0 +1,63 @@
+"""What kernels compute with on the device: products, exponentials, dropout's random bits."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+#: Whether kernels run in Triton's interpreter, on the CPU: fixed when their files are imported, as Triton has it.
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+_UPCAST: tl.constexpr = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def dot(a, b, acc):
+    """acc + a @ b, summed in float32. float32 operands keep their precision: TF32 would miss the accuracy gate."""
+    if _UPCAST:
+        # The interpreter multiplies bfloat16 as if its bits were integers.
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def tanh(x):
+    """tanh with full relative accuracy near 0 and no overflow."""
+    square = x * x
+    # Minimax fit of (tanh(x) - x) / x^3 over |x| < 0.625; beyond, 1 - 2 / (e^2x + 1) does not cancel.
+    p = (-5.7049869e-3 * square + 2.0639086e-2) * square - 5.3739715e-2
+    p = (p * square + 1.3331442e-1) * square - 3.3333281e-1
+    small = x + x * square * p
+    e = tl.exp(-2.0 * tl.abs(x))
+    large = (1.0 - e) / (1.0 + e)
+    return tl.where(square < 0.390625, small, tl.where(x < 0, -large, large))
+
+
+@triton.jit
+def philox_bits(rng, column, row, plane):
+    """32 random bits for each element; the twin of csrc/common/philox.h.
+
+    rng points to (seed, offset), int64. column, row and plane are integer blocks that broadcast together.
+    """
+    seed = tl.load(rng)
+    offset = tl.load(rng + 1).to(tl.uint32)
+    zero = column * 0 + row * 0 + plane * 0  # of the full shape
+    c0 = (column // 4 + zero).to(tl.uint32)
+    c1 = (row + zero).to(tl.uint32)
+    c2 = (plane + zero).to(tl.uint32)
+    c3 = zero.to(tl.uint32) + offset
+    k0 = seed.to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        a, b = c0, c2
+        c0 = tl.umulhi(b, 0xCD9E8D57) ^ c1 ^ k0
+        c2 = tl.umulhi(a, 0xD2511F53) ^ c3 ^ k1
+        c1 = b * 0xCD9E8D57
+        c3 = a * 0xD2511F53
+        k0 += 0x9E3779B9
+        k1 += 0xBB67AE85
+    lane = (column + zero) % 4
+    return tl.where(lane < 2, tl.where(lane == 0, c0, c1), tl.where(lane == 2, c2, c3))
