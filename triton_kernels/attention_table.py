@@ -1,17 +1,53 @@
-"""Launch configurations of attention.py: {architecture: {kernel: {key: (blocks, num_warps, num_stages)}}}.
+"""Launch configurations of attention*.py: {architecture: {kernel: {key: (blocks, num_warps, num_stages)}}}.
 
-Key "" is every key that is not listed. Where a row comes from stands above it.
+Keys are "bytes per element, padded head dim": the larger of D's and Dv's. Key "" is every key that is not listed.
 """
 
 from __future__ import annotations
 
-TABLE: dict[str, dict[str, dict[str, tuple[dict[str, int], int, int]]]] = {
+Entry = tuple[dict[str, int], int, int]
+
+#: Padded head dims that have rows of their own.
+HEAD_DIMS = (16, 32, 64, 128, 256)
+
+
+def _rows(rows: dict[tuple[int, ...], tuple[int, int, int, int]], size: int) -> dict[str, Entry]:
+    """{head dims: (BLOCK_M, BLOCK_N, num_warps, num_stages)} spelt out."""
+    return {
+        f"{size},{d}": ({"BLOCK_M": m, "BLOCK_N": n}, warps, stages)
+        for dims, (m, n, warps, stages) in rows.items()
+        for d in dims
+    }
+
+
+TABLE: dict[str, dict[str, dict[str, Entry]]] = {
     # The interpreter runs a program's operations one numpy call after another, so blocks are large there, and yet small
     # enough that tests see several of them.
-    "interpreter": {},
+    "interpreter": {
+        "attention_forward": {"": ({"BLOCK_M": 64, "BLOCK_N": 64}, 1, 1)},
+        "attention_decode": {"": ({"BLOCK_M": 64, "BLOCK_N": 64}, 1, 1)},
+    },
     # Not measured: chosen from published configurations of kernels of the same kind, and checked for registers, spills
     # and shared memory in the machine code only.
-    "sm_80": {},
-    "sm_90": {},
-    "sm_100": {},
+    "sm_80": {
+        "attention_forward": {
+            **_rows({(16, 32, 64): (128, 64, 4, 3), (128,): (128, 64, 8, 2), (256,): (64, 32, 4, 2)}, 2),
+            **_rows({(16, 32): (64, 32, 4, 2), (64,): (64, 32, 4, 2), (128, 256): (32, 16, 4, 1)}, 4),
+        },
+        "attention_decode": {"": ({"BLOCK_M": 16, "BLOCK_N": 64}, 4, 2)},
+    },
+    "sm_90": {
+        "attention_forward": {
+            **_rows({(16, 32, 64): (128, 128, 8, 2), (128,): (128, 128, 8, 2), (256,): (128, 64, 8, 2)}, 2),
+            **_rows({(16, 32): (64, 32, 4, 2), (64,): (64, 32, 4, 2), (128, 256): (32, 16, 4, 1)}, 4),
+        },
+        "attention_decode": {"": ({"BLOCK_M": 16, "BLOCK_N": 64}, 4, 3)},
+    },
+    "sm_100": {
+        "attention_forward": {
+            **_rows({(16, 32, 64): (128, 128, 8, 2), (128,): (128, 128, 8, 2), (256,): (128, 64, 8, 2)}, 2),
+            **_rows({(16, 32): (64, 32, 4, 2), (64,): (64, 32, 4, 2), (128, 256): (32, 16, 4, 1)}, 4),
+        },
+        "attention_decode": {"": ({"BLOCK_M": 16, "BLOCK_N": 64}, 4, 3)},
+    },
 }

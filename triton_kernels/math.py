@@ -61,3 +61,14 @@ def philox_bits(rng, column, row, plane):
         k1 += 0xBB67AE85
     lane = (column + zero) % 4
     return tl.where(lane < 2, tl.where(lane == 0, c0, c1), tl.where(lane == 2, c2, c3))
+
+
+@triton.jit
+def cast(x, dtype: tl.constexpr):
+    """float32 x in another type, rounded to nearest."""
+    if _UPCAST and dtype == tl.bfloat16:
+        # The interpreter cuts the low half off instead. NaN is left as it is.
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = tl.where(x == x, rounded.to(tl.float32, bitcast=True), x)
+    return x.to(dtype)

@@ -1,0 +1,226 @@
+"""Attention, varlen_attention and kvcache_attention on Triton kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops._dropout import dropout_scale, dropout_threshold
+from ..ops.attention import OP as ATTENTION_OP
+from ..ops.attention import AttentionCall
+from ..ops.kvcache_attention import OP as KVCACHE_OP
+from ..ops.kvcache_attention import KvcacheAttentionCall, capacity
+from ..ops.varlen_attention import OP as VARLEN_OP
+from ..ops.varlen_attention import VarlenAttentionCall
+from ..registry import Implementation
+from ..triton_kernels import attention, attention_decode
+from ..triton_kernels.launch import Config, config, next_power_of_2
+from .triton import unsupported
+
+#: Up to this many rows (queries times the heads of a group) are packed into one block and their keys split.
+DECODE_ROWS = 64
+#: Programs that splitting aims at, and the fewest keys that a part is worth.
+SPLIT_PROGRAMS, KEYS_PER_SPLIT = 256, 256
+
+
+def _features(call: Any) -> dict[str, Any]:
+    """The constants that the options of a call choose, and their values."""
+    mask = call.mask
+    return {
+        "MASK": "" if mask is None else "bool" if mask.dtype == torch.bool else "float",
+        "HAS_ALIBI": call.alibi_slopes is not None,
+        "HAS_SOFTCAP": call.softcap > 0.0,
+        "HAS_LEFT": call.window_left >= 0,
+        "HAS_RIGHT": call.window_right >= 0 or call.causal is not None,
+        "TOP_LEFT": call.causal == "top_left",
+        "left": call.window_left,
+        "right": 0 if call.causal is not None else call.window_right,
+        "scale": call.scale,
+        "softcap": call.softcap,
+    }
+
+
+def _widths(head_dim: int, head_dim_v: int) -> dict[str, Any]:
+    """Head dims are padded to powers of two inside the kernel, at least to what a matrix instruction takes."""
+    block_d, block_dv = (max(16, next_power_of_2(n)) for n in (head_dim, head_dim_v))
+    return {
+        "BLOCK_D": block_d,
+        "BLOCK_DV": block_dv,
+        "CHECK_D": block_d != head_dim,
+        "CHECK_DV": block_dv != head_dim_v,
+        "head_dim": head_dim,
+        "head_dim_v": head_dim_v,
+    }
+
+
+def _config(kernel: str, q: Tensor, widths: dict[str, Any]) -> Config:
+    return config(kernel, f"{q.element_size()},{max(widths['BLOCK_D'], widths['BLOCK_DV'])}", q.device)
+
+
+def _bytes(mask: Tensor | None) -> Tensor | None:
+    """A bool mask as the bytes that it is."""
+    return mask.view(torch.uint8) if mask is not None and mask.dtype == torch.bool else mask
+
+
+def _broadcast_strides(t: Tensor | None, rank: int) -> tuple[int, ...]:
+    """0 along dimensions of size 1, so that every index reads the one element."""
+    if t is None:
+        return (0,) * rank
+    return tuple(0 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True))
+
+
+def _run_forward(
+    call: Any,
+    *,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    strides: tuple[tuple[int, ...], ...],
+    outputs: tuple[Tensor, Tensor, Tensor | None],
+    batch: int,
+    heads: int,
+    heads_kv: int,
+    seqlen_q: int,
+    seqlen_k: int,
+    splits: int = 1,
+    rng: Tensor | None = None,
+    dropout_p: float = 0.0,
+    cu_seqlens: tuple[Tensor | None, Tensor | None] = (None, None),
+    lengths_k: Tensor | None = None,
+    table: Tensor | None = None,
+    page_size: int = 1,
+) -> None:
+    """strides: (batch, head, row) of q, k, v, out, lse and row_stats."""
+    q, k, v = qkv
+    out, lse, stats = outputs
+    if out.numel() == 0:
+        return
+    widths = _widths(q.shape[-1], v.shape[-1])
+    group = heads // heads_kv
+    # Few rows: the heads of a group share their keys, and the keys are split.
+    decode = seqlen_q * group <= DECODE_ROWS and stats is None
+    packed = decode and group > 1
+    chosen = _config("attention_decode" if decode else "attention_forward", q, widths)
+    rows = seqlen_q * group if packed else seqlen_q
+    planes = batch * (heads_kv if packed else heads)
+    blocks = -(-rows // chosen.blocks["BLOCK_M"])
+    if decode and splits == 0:
+        splits = min(-(-SPLIT_PROGRAMS // (blocks * planes)), seqlen_k // KEYS_PER_SPLIT)
+    splits = max(1, min(splits, -(-seqlen_k // chosen.blocks["BLOCK_N"]))) if decode else 1
+    rows_padded = blocks * chosen.blocks["BLOCK_M"]
+    parts = (
+        q.new_empty((planes * splits * rows_padded * (v.shape[-1] + 2),), dtype=torch.float32) if splits > 1 else None
+    )
+    mask = _bytes(call.mask)
+    attention.attention_forward[(blocks, planes, splits)](
+        q, k, v, out, lse, stats, mask, call.alibi_slopes, call.sinks, rng, *cu_seqlens, lengths_k, table, parts,
+        *strides[0], *strides[1], *strides[2], *strides[3], *strides[4], *strides[5],
+        *_broadcast_strides(mask, 4), *_broadcast_strides(call.alibi_slopes, 2),
+        0 if table is None else table.stride(0),
+        heads, group, seqlen_q, seqlen_k,
+        page_size=page_size, splits=splits, threshold=dropout_threshold(dropout_p), dropout_scale=dropout_scale(dropout_p),
+        HAS_SINKS=call.sinks is not None, HAS_DROPOUT=rng is not None, VARLEN=cu_seqlens[0] is not None,
+        CACHE=lengths_k is not None, PAGED=table is not None, PACKED=packed, SPLIT=splits > 1,
+        HAS_STATS=stats is not None, **_features(call), **widths, **chosen.options,
+    )  # fmt: skip
+    if splits > 1:
+        attention_decode.merge[(seqlen_q, batch * heads)](
+            parts, out, lse, call.sinks, *strides[3], *strides[4], heads, group, seqlen_q, v.shape[-1], splits,
+            rows_padded, HAS_SINKS=call.sinks is not None, PACKED=packed, BLOCK_DV=widths["BLOCK_DV"],
+            BLOCK_SPLITS=next_power_of_2(splits),
+        )  # fmt: skip
+
+
+def _attention_forward(call: AttentionCall) -> tuple[Tensor, ...]:
+    out, lse, stats = ATTENTION_OP.allocate(call)
+    batch, heads, seqlen_q, _ = call.q.shape
+    _run_forward(
+        call,
+        qkv=(call.q, call.k, call.v),
+        strides=tuple(t.stride()[:3] for t in (call.q, call.k, call.v, out, lse, stats)),
+        outputs=(out, lse, stats if call.keep_stats else None),
+        batch=batch,
+        heads=heads,
+        heads_kv=call.k.shape[1],
+        seqlen_q=seqlen_q,
+        seqlen_k=call.k.shape[2],
+        splits=0,
+        rng=call.rng,
+        dropout_p=call.dropout_p,
+    )
+    return out, lse, stats
+
+
+def _rows_first(t: Tensor) -> tuple[int, ...]:
+    """(batch, head, row) strides of a packed (total, H, D)."""
+    return 0, t.stride(1), t.stride(0)
+
+
+def _varlen_forward(call: VarlenAttentionCall) -> tuple[Tensor, ...]:
+    out, lse, stats = VARLEN_OP.allocate(call)
+    _run_forward(
+        call,
+        qkv=(call.q, call.k, call.v),
+        strides=(
+            *(_rows_first(t) for t in (call.q, call.k, call.v, out)),
+            (0, *lse.stride()),
+            (0, *stats.stride()[:2]),
+        ),
+        outputs=(out, lse, stats if call.keep_stats else None),
+        batch=call.cu_seqlens_q.shape[0] - 1,
+        heads=call.q.shape[1],
+        heads_kv=call.k.shape[1],
+        seqlen_q=call.max_seqlen_q,
+        seqlen_k=call.max_seqlen_k,
+        rng=call.rng,
+        dropout_p=call.dropout_p,
+        cu_seqlens=(call.cu_seqlens_q, call.cu_seqlens_k),
+    )
+    return out, lse, stats
+
+
+def _kvcache_forward(call: KvcacheAttentionCall) -> tuple[Tensor, ...]:
+    out, lse = KVCACHE_OP.allocate(call)
+    lengths = call.cache_seqlens
+    caches = (call.k_cache, call.v_cache)
+    page_size = call.k_cache.shape[2]
+    if call.k is not None and call.v is not None and call.k.numel() + call.v.numel() > 0:
+        lengths = lengths + call.k.shape[2]
+        _append(call, lengths, page_size)
+    batch, heads, seqlen_q, _ = call.q.shape
+    _run_forward(
+        call,
+        qkv=(call.q, *caches),
+        strides=(*(t.stride()[:3] for t in (call.q, *caches, out, lse)), (0, 0, 0)),
+        outputs=(out, lse, None),
+        batch=batch,
+        heads=heads,
+        heads_kv=call.k_cache.shape[1],
+        seqlen_q=seqlen_q,
+        seqlen_k=capacity(call),
+        splits=call.num_splits,
+        lengths_k=lengths,
+        table=call.block_table,
+        page_size=page_size,
+    )
+    return out, lse
+
+
+def _append(call: KvcacheAttentionCall, lengths: Tensor, page_size: int) -> None:
+    assert call.k is not None
+    assert call.v is not None
+    widths = _widths(call.k.shape[-1], call.v.shape[-1])
+    batch, heads_kv, new, _ = call.k.shape
+    block = min(next_power_of_2(new), 16)
+    attention_decode.append[(-(-new // block), batch * heads_kv)](
+        call.k, call.v, call.k_cache, call.v_cache, lengths, call.block_table,
+        *call.k_cache.stride()[:3], *call.v_cache.stride()[:3], *call.k.stride()[:3], *call.v.stride()[:3],
+        0 if call.block_table is None else call.block_table.stride(0),
+        heads_kv, new, call.k.shape[-1], call.v.shape[-1], page_size,
+        PAGED=call.block_table is not None, BLOCK_D=widths["BLOCK_D"], BLOCK_DV=widths["BLOCK_DV"], BLOCK_S=block,
+    )  # fmt: skip
+
+
+ATTENTION = Implementation(_attention_forward, None, unsupported)
+VARLEN_ATTENTION = Implementation(_varlen_forward, None, unsupported)
+KVCACHE_ATTENTION = Implementation(_kvcache_forward, None, unsupported)

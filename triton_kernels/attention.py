@@ -1,0 +1,210 @@
+"""Attention forward: FlashAttention's tiling (Dao et al. 2022, 2023) over plain, packed, cached and paged sequences.
+
+A program owns a block of query rows and walks over the keys that some of them see, tile by tile, with an online softmax.
+Tiles that the causal bound or the window excludes are not visited; tiles that they do not cut take a loop without the
+comparisons. With few rows (decoding) the query heads that share a key head are rows of one block, and the keys are
+split over programs whose parts attention_decode.merge joins ("Flash-Decoding", Dao et al. 2023).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .attention_tile import diagonal, dropped, exponential, key_range, logits, natural_log, sequence
+from .math import LOG2E, cast, dot
+
+
+@triton.jit
+def _load_rows(base, rows, columns, stride, limit, width, CHECK_ROWS: tl.constexpr, CHECK_WIDTH: tl.constexpr):
+    """[rows, columns] of a row-major matrix, 0 past `limit` rows and `width` columns."""
+    pointers = base + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    if CHECK_ROWS and CHECK_WIDTH:
+        return tl.load(pointers, mask=(rows[:, None] < limit) & (columns[None, :] < width), other=0.0)
+    if CHECK_ROWS:
+        return tl.load(pointers, mask=rows[:, None] < limit, other=0.0)
+    if CHECK_WIDTH:
+        return tl.load(pointers, mask=columns[None, :] < width, other=0.0)
+    return tl.load(pointers)
+
+
+@triton.jit
+def _load_keys(
+    base, keys, columns, stride, limit, width, table, page_size, stride_page, PAGED: tl.constexpr,
+    CHECK_ROWS: tl.constexpr, CHECK_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """As _load_rows; with PAGED, key j is row j % page_size of page table[j // page_size]."""
+    if not PAGED:
+        return _load_rows(base, keys, columns, stride, limit, width, CHECK_ROWS, CHECK_WIDTH)
+    inside = keys < limit
+    page = tl.load(table + keys // page_size, mask=inside, other=0).to(tl.int64)
+    pointers = base + (page * stride_page + (keys % page_size) * stride)[:, None] + columns[None, :]
+    return tl.load(pointers, mask=inside[:, None] & (columns[None, :] < width), other=0.0)
+
+
+@triton.jit
+def _attend(
+    q, acc, m, l, i, begin, end, keys_base, values_base, mask, slope, plane,
+    stride_ks, stride_vs, stride_kp, stride_vp, stride_mask_q, stride_mask_k, table, page_size,
+    seqlen_q, seqlen_k, shift, left, right, scale, softcap, rng, threshold, head_dim, head_dim_v,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PAGED: tl.constexpr,
+    MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    """The block of rows over keys [begin, end), in tiles that start at `begin`."""
+    NATURAL: tl.constexpr = MASK == "float" or HAS_ALIBI
+    d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    for start in tl.range(begin, end, BLOCK_N):
+        j = start + tl.arange(0, BLOCK_N)
+        k = _load_keys(keys_base, j, d, stride_ks, end, head_dim, table, page_size, stride_kp, PAGED, MASKED, CHECK_D)
+        s = dot(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32))
+        s, _ = logits(
+            s, i[:, None], j[None, :], mask, stride_mask_q, stride_mask_k, slope, seqlen_q, tl.minimum(seqlen_k, end),
+            shift, left, right, scale, softcap, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_LEFT, HAS_RIGHT, MASKED,
+        )  # fmt: skip
+        new = tl.maximum(m, tl.max(s, 1))
+        # A row with no key so far subtracts 0: -inf - -inf would be NaN.
+        base = tl.where(new == float("-inf"), 0.0, new)
+        alpha = exponential(m - base, NATURAL)
+        p = exponential(s - base[:, None], NATURAL)
+        l = l * alpha + tl.sum(p, 1)
+        m = new
+        if HAS_DROPOUT:
+            p = dropped(p, rng, i[:, None], j[None, :], plane, threshold)
+        v = _load_keys(
+            values_base, j, dv, stride_vs, end, head_dim_v, table, page_size, stride_vp, PAGED, MASKED, CHECK_DV
+        )
+        acc = dot(cast(p, v.dtype), v, acc * alpha[:, None])
+    return acc, m, l
+
+
+@triton.jit
+def attention_forward(
+    Q, K, V, OUT, LSE, STATS, MASK_PTR, SLOPES, SINKS, RNG, CU_Q, CU_K, LENGTHS_K, TABLE, PARTS,
+    stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
+    stride_ob, stride_oh, stride_os, stride_lb, stride_lh, stride_ls, stride_tb, stride_th, stride_ts,
+    stride_mask_b, stride_mask_h, stride_mask_q, stride_mask_k, stride_slopes_b, stride_slopes_h, stride_table,
+    heads, group, seqlen_q, seqlen_k, head_dim, head_dim_v, left, right, page_size, splits,
+    scale, softcap, threshold, dropout_scale,
+    MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TOP_LEFT: tl.constexpr,
+    VARLEN: tl.constexpr, CACHE: tl.constexpr, PAGED: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr,
+    HAS_STATS: tl.constexpr, CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Program (block of rows, sequence and head, split). With PACKED the second axis counts key heads, and row r is query
+    r // group of the group's head r % group. With SPLIT the parts go to PARTS: see attention_decode.merge."""
+    NATURAL: tl.constexpr = MASK == "float" or HAS_ALIBI
+    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the last rows first: under a causal bound they take longest
+    plane = tl.program_id(1)
+    if PACKED:
+        heads_kv = heads // group
+        b, kv_head = plane // heads_kv, plane % heads_kv
+    else:
+        b, kv_head = plane // heads, plane % heads // group
+    first_q, first_k, seqlen_q, seqlen_k = sequence(b, seqlen_q, seqlen_k, CU_Q, CU_K, LENGTHS_K, VARLEN, CACHE)
+    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    if PACKED:
+        i, head = rows // group, kv_head * group + rows % group
+        first, last = block * BLOCK_M // group, tl.minimum((block * BLOCK_M + BLOCK_M - 1) // group, seqlen_q - 1)
+    else:
+        i, head = rows, plane % heads + rows * 0
+        first, last = block * BLOCK_M, tl.minimum(block * BLOCK_M + BLOCK_M, seqlen_q) - 1
+    if first >= seqlen_q:
+        return
+    if VARLEN:
+        batch = (b * 0).to(tl.int64)
+    else:
+        batch = b.to(tl.int64)
+    used = i < seqlen_q
+    at = (first_q + i.to(tl.int64)), head.to(tl.int64)
+    d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    q_rows = Q + batch * stride_qb + at[0] * stride_qs + at[1] * stride_qh
+    q = tl.load(q_rows[:, None] + d[None, :], mask=used[:, None] & (d[None, :] < head_dim), other=0.0)
+    mask = MASK_PTR
+    if MASK != "":
+        mask = MASK_PTR + b.to(tl.int64) * stride_mask_b + at[1][:, None] * stride_mask_h
+    slope = 0.0
+    if HAS_ALIBI:
+        slope = tl.load(SLOPES + b * stride_slopes_b + head * stride_slopes_h)[:, None]
+    dropout_plane = (b * heads + head)[:, None]
+
+    shift = diagonal(seqlen_q, seqlen_k, TOP_LEFT)
+    lo, hi, lo_all, hi_all = key_range(first, last, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
+    if SPLIT:
+        # The whole sequence's range is cut, at tile borders: independent of how rows are cut into blocks.
+        whole_lo, whole_hi, _, _ = key_range(0, seqlen_q - 1, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
+        tiles = tl.cdiv(whole_hi - whole_lo, BLOCK_N)
+        part = tl.program_id(2)
+        lo = tl.maximum(lo, whole_lo + tiles * part // splits * BLOCK_N)
+        hi = tl.minimum(hi, whole_lo + tiles * (part + 1) // splits * BLOCK_N)
+    # [lo, left_end) is cut by the window, [left_end, right_begin) by nothing, [right_begin, hi) by bound or length.
+    left_end = lo
+    if HAS_LEFT:
+        left_end = tl.minimum(lo + tl.cdiv(tl.maximum(lo_all - lo, 0), BLOCK_N) * BLOCK_N, hi)
+    right_begin = left_end + tl.maximum(tl.minimum(hi_all, hi) - left_end, 0) // BLOCK_N * BLOCK_N
+
+    acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    l = tl.zeros([BLOCK_M], tl.float32)
+    if PAGED:
+        keys, values = K + kv_head.to(tl.int64) * stride_kh, V + kv_head.to(tl.int64) * stride_vh
+        table = TABLE + b * stride_table
+    else:
+        keys = K + batch * stride_kb + kv_head.to(tl.int64) * stride_kh + first_k * stride_ks
+        values = V + batch * stride_vb + kv_head.to(tl.int64) * stride_vh + first_k * stride_vs
+        table = TABLE
+    if HAS_LEFT:
+        acc, m, l = _attend(
+            q, acc, m, l, i, lo, left_end, keys, values, mask, slope, dropout_plane,
+            stride_ks, stride_vs, stride_kb, stride_vb, stride_mask_q, stride_mask_k, table, page_size,
+            seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold, head_dim, head_dim_v,
+            BLOCK_N, BLOCK_D, BLOCK_DV, PAGED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
+            CHECK_D, CHECK_DV, True,
+        )  # fmt: skip
+    acc, m, l = _attend(
+        q, acc, m, l, i, left_end, right_begin, keys, values, mask, slope, dropout_plane,
+        stride_ks, stride_vs, stride_kb, stride_vb, stride_mask_q, stride_mask_k, table, page_size,
+        seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold, head_dim, head_dim_v,
+        BLOCK_N, BLOCK_D, BLOCK_DV, PAGED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
+        CHECK_D, CHECK_DV, False,
+    )  # fmt: skip
+    acc, m, l = _attend(
+        q, acc, m, l, i, right_begin, hi, keys, values, mask, slope, dropout_plane,
+        stride_ks, stride_vs, stride_kb, stride_vb, stride_mask_q, stride_mask_k, table, page_size,
+        seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold, head_dim, head_dim_v,
+        BLOCK_N, BLOCK_D, BLOCK_DV, PAGED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
+        CHECK_D, CHECK_DV, True,
+    )  # fmt: skip
+
+    if SPLIT:
+        # [sequence and head][split][row][Dv + 2]: O, the maximum as a natural logarithm, the sum.
+        number = (plane.to(tl.int64) * splits + tl.program_id(2)) * tl.num_programs(0) * BLOCK_M
+        out = PARTS + (number + rows) * (head_dim_v + 2)
+        tl.store(out[:, None] + dv[None, :], acc, mask=used[:, None] & (dv[None, :] < head_dim_v))
+        tl.store(out + head_dim_v, natural_log(m, NATURAL), mask=used)
+        tl.store(out + head_dim_v + 1, l, mask=used)
+        return
+    top = m
+    if HAS_SINKS:
+        sink = tl.load(SINKS + head, mask=used, other=0.0).to(tl.float32)
+        if not NATURAL:
+            sink = sink * LOG2E
+        top = tl.maximum(m, sink)
+        base = tl.where(top == float("-inf"), 0.0, top)
+        alpha = exponential(m - base, NATURAL)
+        l = l * alpha + exponential(sink - base, NATURAL)
+        acc = acc * alpha[:, None]
+    empty = l == 0.0
+    inverse = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, l))
+    out = acc * (inverse * dropout_scale)[:, None]
+    o_rows = OUT + batch * stride_ob + at[0] * stride_os + at[1] * stride_oh
+    tl.store(o_rows[:, None] + dv[None, :], cast(out, OUT.dtype.element_ty), mask=used[:, None] & (dv[None, :] < head_dim_v))
+    lse = tl.where(empty, float("-inf"), natural_log(top, NATURAL) + tl.log(tl.where(empty, 1.0, l)))
+    tl.store(LSE + batch * stride_lb + at[0] * stride_ls + at[1] * stride_lh, lse, mask=used)
+    if HAS_STATS:
+        # Of an empty row max = +inf, so that every weight is 0.
+        stats = STATS + batch * stride_tb + at[0] * stride_ts + at[1] * stride_th
+        tl.store(stats, tl.where(empty, float("inf"), top), mask=used)
+        tl.store(stats + 1, inverse, mask=used)

@@ -1,0 +1,150 @@
+"""One tile of attention scores: which rows and keys it has, and what happens to it between the two products.
+
+Everything here is element by element over index blocks that broadcast together, so the same functions serve tiles of
+[rows, keys] and of [keys, rows].
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .math import LN2, LOG2E, philox_bits, tanh
+
+
+@triton.jit
+def sequence(b, seqlen_q, seqlen_k, cu_q, cu_k, lengths_k, VARLEN: tl.constexpr, CACHE: tl.constexpr):
+    """First row, first key, number of rows and of keys of sequence b."""
+    first_q = (b * 0).to(tl.int64)
+    first_k = first_q
+    if VARLEN:
+        first_q = tl.load(cu_q + b).to(tl.int64)
+        first_k = tl.load(cu_k + b).to(tl.int64)
+        seqlen_q = (tl.load(cu_q + b + 1) - first_q).to(tl.int32)
+        seqlen_k = (tl.load(cu_k + b + 1) - first_k).to(tl.int32)
+    if CACHE:
+        seqlen_k = tl.load(lengths_k + b)
+    return first_q, first_k, seqlen_q, seqlen_k
+
+
+@triton.jit
+def diagonal(seqlen_q, seqlen_k, TOP_LEFT: tl.constexpr):
+    """Query i stands at key i + shift."""
+    if TOP_LEFT:
+        return seqlen_k * 0
+    return seqlen_k - seqlen_q
+
+
+@triton.jit
+def key_range(first, last, shift, seqlen_k, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
+    """Keys [lo, hi) that some of the queries first to last see, and [lo_all, hi_all) that all of them see."""
+    lo = seqlen_k * 0
+    lo_all = lo
+    hi = seqlen_k
+    hi_all = seqlen_k
+    if HAS_RIGHT:
+        hi = tl.maximum(tl.minimum(hi, last + shift + right + 1), 0)
+        hi_all = tl.maximum(tl.minimum(hi_all, first + shift + right + 1), 0)
+    if HAS_LEFT:
+        lo = tl.minimum(tl.maximum(first + shift - left, 0), hi)
+        lo_all = tl.maximum(last + shift - left, 0)
+    return lo, hi, lo_all, hi_all
+
+
+@triton.jit
+def query_range(first, last, shift, seqlen_q, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
+    """Queries [lo, hi) that see some of the keys first to last, and [lo_all, hi_all) that see all of them."""
+    lo = seqlen_q * 0
+    lo_all = lo
+    hi = seqlen_q
+    hi_all = seqlen_q
+    if HAS_RIGHT:
+        lo = tl.maximum(first - shift - right, 0)
+        lo_all = tl.maximum(last - shift - right, 0)
+    if HAS_LEFT:
+        hi = tl.maximum(tl.minimum(hi, last - shift + left + 1), 0)
+        hi_all = tl.maximum(tl.minimum(hi_all, first - shift + left + 1), 0)
+    return tl.minimum(lo, hi), hi, lo_all, hi_all
+
+
+@triton.jit
+def visible(i, j, seqlen_q, seqlen_k, shift, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
+    """Whether query i sees key j, as far as lengths, causal bound and window say."""
+    keep = (i < seqlen_q) & (j < seqlen_k)
+    if HAS_RIGHT:
+        keep = keep & (j <= i + shift + right)
+    if HAS_LEFT:
+        keep = keep & (j >= i + shift - left)
+    return keep
+
+
+@triton.jit
+def logits(
+    s,
+    i,
+    j,
+    mask,  # at this sequence and head
+    stride_mask_q,
+    stride_mask_k,
+    slope,
+    seqlen_q,
+    seqlen_k,
+    shift,
+    left,
+    right,
+    scale,
+    softcap,
+    MASK: tl.constexpr,  # "", "bool" or "float"
+    HAS_ALIBI: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_LEFT: tl.constexpr,
+    HAS_RIGHT: tl.constexpr,
+    MASKED: tl.constexpr,  # the tile has pairs that lengths, bound or window exclude
+):
+    """From q . k to logits in units of log 2, excluded pairs at -inf; and tanh(scores / softcap), or s itself."""
+    capped = s
+    if HAS_SOFTCAP:
+        capped = tanh(s * (scale / softcap))
+        s = capped * softcap
+        scale = 1.0
+    # One multiplication, scale and log2(e) together; but log2(e) times a mask of finfo.min would overflow, so with
+    # something to add it is done in natural units, and the difference to the row's maximum is converted.
+    if MASK == "float" or HAS_ALIBI:
+        s = s * scale
+        if HAS_ALIBI:
+            s -= slope * tl.abs(i + shift - j).to(tl.float32)
+        if MASK == "float":
+            inside = (i < seqlen_q) & (j < seqlen_k)
+            s += tl.load(mask + i.to(tl.int64) * stride_mask_q + j * stride_mask_k, mask=inside, other=0.0).to(tl.float32)
+    else:
+        s = s * (scale * LOG2E)
+    if MASK == "bool":
+        inside = (i < seqlen_q) & (j < seqlen_k)
+        keep = tl.load(mask + i.to(tl.int64) * stride_mask_q + j * stride_mask_k, mask=inside, other=0)
+        s = tl.where(keep != 0, s, float("-inf"))
+    if MASKED:
+        s = tl.where(visible(i, j, seqlen_q, seqlen_k, shift, left, right, HAS_LEFT, HAS_RIGHT), s, float("-inf"))
+    return s, capped
+
+
+@triton.jit
+def exponential(x, NATURAL: tl.constexpr):
+    """exp of a difference of logits."""
+    if NATURAL:
+        x = x * LOG2E
+    return tl.exp2(x)
+
+
+@triton.jit
+def natural_log(m, NATURAL: tl.constexpr):
+    """A row's maximum as a natural logarithm."""
+    if NATURAL:
+        return m
+    return m * LN2
+
+
+@triton.jit
+def dropped(x, rng, i, j, plane, threshold):
+    """x where dropout keeps the element, else 0. The scale 1 / (1 - p) is the caller's."""
+    bits = philox_bits(rng, j, i, plane)
+    return tl.where(bits >= threshold.to(tl.uint32), x, 0.0)
