@@ -50,15 +50,18 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "softmax": {
         "cpu": "tilewright.backends.cpu:SOFTMAX",
+        "triton": "tilewright.backends.triton_softmax:SOFTMAX",
         "reference": "tilewright.backends.reference:SOFTMAX",
     },
     "log_softmax": {
         "cpu": "tilewright.backends.cpu:LOG_SOFTMAX",
+        "triton": "tilewright.backends.triton_softmax:LOG_SOFTMAX",
         "reference": "tilewright.backends.reference:LOG_SOFTMAX",
     },
     "ffn": {
         "cpu": "tilewright.backends.cpu:FFN",
         "reference": "tilewright.backends.reference:FFN",
+        "triton": "tilewright.backends.triton_ffn:FFN",
     },
 }
 
