@@ -1,17 +1,75 @@
 """Launch configurations of ffn.py: {architecture: {kernel: {key: (blocks, num_warps, num_stages)}}}.
 
-Key "" is every key that is not listed. Where a row comes from stands above it.
+Keys: "half" (float16, bfloat16) and "fp32"; "small_half" and "small_fp32" for few rows. Key "" is every key that is not
+listed. Where a row comes from stands above it.
 """
 
 from __future__ import annotations
 
-TABLE: dict[str, dict[str, dict[str, tuple[dict[str, int], int, int]]]] = {
+_Row = tuple[dict[str, int], int, int]
+
+
+def _product(m: int, n: int, k: int, warps: int, stages: int, group: int = 8) -> _Row:
+    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": group}, warps, stages
+
+
+def _elements(m: int, n: int, warps: int) -> _Row:
+    return {"BLOCK_M": m, "BLOCK_N": n}, warps, 1
+
+
+# A few rows: the tile is as narrow as the matrix units allow, so that there are many programs, and its steps along the
+# depth are long, so that each has much to read.
+_SMALL: dict[str, _Row] = {
+    "small_half": _product(16, 16, 256, 4, 4),
+    "small_fp32": _product(16, 16, 128, 4, 4),
+}
+_ELEMENTWISE: dict[str, dict[str, _Row]] = {
+    "ffn_in_parts": {"": _elements(4, 128, 4)},
+    "ffn_out_parts": {"": _elements(4, 128, 4)},
+    "ffn_drop": {"": _elements(16, 128, 4)},
+}
+
+TABLE: dict[str, dict[str, dict[str, _Row]]] = {
     # The interpreter runs a program's operations one numpy call after another, so blocks are large there, and yet small
     # enough that tests see several of them.
-    "interpreter": {},
+    "interpreter": {
+        "ffn_in": {"": _product(32, 64, 32, 4, 2, 2), "small_half": _product(16, 32, 16, 4, 2)},
+        "ffn_in_gated": {"": _product(32, 32, 64, 4, 2, 2), "small_half": _product(16, 16, 32, 4, 2)},
+        "ffn_out": {"": _product(32, 32, 64, 4, 2, 2), "small_half": _product(16, 32, 32, 4, 2)},
+        "ffn_hidden_gradient": {"": _product(32, 64, 32, 4, 2, 2)},
+        "ffn_hidden_gradient_gated": {"": _product(32, 64, 64, 4, 2, 2)},
+        "ffn_product": {"": _product(64, 64, 64, 4, 2, 2), "small_half": _product(16, 32, 32, 4, 2)},
+        "ffn_in_parts": {"": _elements(8, 64, 4)},
+        "ffn_out_parts": {"": _elements(8, 64, 4)},
+        "ffn_drop": {"": _elements(32, 64, 4)},
+    },
     # Not measured: chosen from published configurations of kernels of the same kind, and checked for registers, spills
     # and shared memory in the machine code only.
-    "sm_80": {},
-    "sm_90": {},
-    "sm_100": {},
+    "sm_80": {
+        "ffn_in": {"half": _product(128, 128, 32, 4, 4), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
+        "ffn_in_gated": {"half": _product(128, 64, 32, 4, 4), "fp32": _product(64, 32, 16, 4, 3), **_SMALL},
+        "ffn_out": {"half": _product(128, 128, 32, 4, 4), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
+        "ffn_hidden_gradient": {"half": _product(128, 128, 32, 8, 4), "fp32": _product(64, 64, 16, 4, 3)},
+        "ffn_hidden_gradient_gated": {"half": _product(128, 128, 32, 8, 4), "fp32": _product(64, 64, 16, 4, 3)},
+        "ffn_product": {"half": _product(128, 128, 32, 4, 4), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
+        **_ELEMENTWISE,
+    },
+    "sm_90": {
+        "ffn_in": {"half": _product(128, 256, 64, 8, 3), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
+        "ffn_in_gated": {"half": _product(128, 128, 64, 8, 3), "fp32": _product(64, 32, 16, 4, 3), **_SMALL},
+        "ffn_out": {"half": _product(128, 256, 64, 8, 3), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
+        "ffn_hidden_gradient": {"half": _product(128, 128, 64, 8, 4), "fp32": _product(64, 64, 16, 4, 3)},
+        "ffn_hidden_gradient_gated": {"half": _product(128, 128, 64, 8, 4), "fp32": _product(64, 64, 16, 4, 3)},
+        "ffn_product": {"half": _product(128, 256, 64, 8, 3), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
+        **_ELEMENTWISE,
+    },
+    "sm_100": {
+        "ffn_in": {"half": _product(128, 256, 64, 8, 3), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
+        "ffn_in_gated": {"half": _product(128, 128, 64, 8, 3), "fp32": _product(64, 32, 16, 4, 3), **_SMALL},
+        "ffn_out": {"half": _product(128, 256, 64, 8, 3), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
+        "ffn_hidden_gradient": {"half": _product(128, 128, 64, 8, 4), "fp32": _product(64, 64, 16, 4, 3)},
+        "ffn_hidden_gradient_gated": {"half": _product(128, 128, 64, 8, 4), "fp32": _product(64, 64, 16, 4, 3)},
+        "ffn_product": {"half": _product(128, 256, 64, 8, 3), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
+        **_ELEMENTWISE,
+    },
 }

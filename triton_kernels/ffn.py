@@ -1,0 +1,290 @@
+"""The feed-forward block: hidden = act(x w_in^T + b_in), out = residual + dropout(hidden w_out^T + b_out).
+
+Two matrix products, with everything after each in its epilogue. A product of few rows (decoding) reads the weights once
+and is bound by that: where its output has too few tiles to keep every multiprocessor reading, programs share the sum,
+and a second kernel adds their parts in a fixed order and does the epilogue.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .activations import activate
+from .ffn_product import (
+    add_bias,
+    dropout_factors,
+    launch_product,
+    multiply,
+    parts,
+    program_tile,
+    store,
+    table_key,
+    tiles,
+)
+from .launch import config
+
+#: A gated activation's function of the gate.
+GATES = {"reglu": "relu", "geglu": "gelu", "geglu_tanh": "gelu_tanh", "swiglu": "silu"}
+
+
+class Dropout(NamedTuple):
+    """rng: (seed, offset). An element stays, times scale, where its random bits, unsigned, are >= threshold."""
+
+    rng: Tensor
+    threshold: int
+    scale: float
+
+    @property
+    def arguments(self) -> tuple[Tensor, int, float]:
+        """As kernels take them: the threshold's 32 bits as a signed number, so that it always has the same type."""
+        return self.rng, self.threshold - (self.threshold >> 31 << 32), self.scale
+
+
+_NO_DROPOUT = (None, 0, 1.0)
+
+
+@triton.jit
+def _finish_in(gate, up, bias, pre, hidden, row, column, rows, width, ACTIVATION: tl.constexpr, GATED: tl.constexpr):
+    """Bias and activation of a tile of the first product; stores hidden and, if wanted, pre."""
+    if bias is not None:
+        gate = add_bias(gate, bias, column, width)
+        if GATED:
+            up = add_bias(up, bias + width, column, width)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    if pre is not None:
+        if GATED:
+            at = row[:, None] * (2 * width) + column[None, :]
+            store(pre + at + width, up, inside)
+        else:
+            at = row[:, None] * width + column[None, :]
+        store(pre + at, gate, inside)
+    if hidden is not None:
+        value, _ = activate(gate, ACTIVATION)
+        if GATED:
+            value *= up
+        store(hidden + row[:, None] * width + column[None, :], value, inside)
+
+
+@triton.jit
+def _finish_out(
+    acc,
+    bias,
+    residual,
+    rng,
+    out,
+    threshold,
+    scale,
+    row,
+    column,
+    rows,
+    width,
+    residual_row_stride,
+    residual_column_stride,
+):
+    """Bias, dropout and residual of a tile of the second product; stores out."""
+    if bias is not None:
+        acc = add_bias(acc, bias, column, width)
+    if rng is not None:
+        acc *= dropout_factors(rng, threshold, scale, row, column)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    if residual is not None:
+        at = row[:, None] * residual_row_stride + column[None, :] * residual_column_stride
+        acc += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    store(out + row[:, None] * width + column[None, :], acc, inside)
+
+
+@triton.jit
+def in_kernel(
+    x,
+    w_in,
+    bias,
+    pre,
+    hidden,
+    rows,
+    width,
+    depth,
+    x_row_stride,
+    x_depth_stride,
+    w_row_stride,
+    w_depth_stride,
+    ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """hidden (rows, width) = act(x w_in^T + bias); gated: the gate's tile and the up projection's in one program."""
+    _, row, column = program_tile(rows, width, BLOCK_M, BLOCK_N, GROUP_M)
+    up_rows = tl.full((), 1, tl.int64) * width * w_row_stride
+    gate, up = multiply(
+        x, w_in, up_rows, row, column, rows, width, 0, depth, x_row_stride, x_depth_stride, w_depth_stride,
+        w_row_stride, GATED, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+    _finish_in(gate, up, bias, pre, hidden, row, column, rows, width, ACTIVATION, GATED)
+
+
+@triton.jit(do_not_specialize=["threshold"])
+def out_kernel(
+    hidden,
+    w_out,
+    bias,
+    residual,
+    rng,
+    out,
+    threshold,
+    scale,
+    rows,
+    width,
+    depth,
+    w_row_stride,
+    w_depth_stride,
+    residual_row_stride,
+    residual_column_stride,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """out (rows, width) = residual + dropout(hidden w_out^T + bias). hidden and out are contiguous."""
+    _, row, column = program_tile(rows, width, BLOCK_M, BLOCK_N, GROUP_M)
+    acc, _ = multiply(
+        hidden, w_out, 0, row, column, rows, width, 0, depth, depth, 1, w_depth_stride, w_row_stride, False, EVEN_K,
+        BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+    _finish_out(
+        acc, bias, residual, rng, out, threshold, scale, row, column, rows, width, residual_row_stride,
+        residual_column_stride,
+    )  # fmt: skip
+
+
+@triton.jit
+def _sum_parts(parts, at, count, part_stride, inside, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for _ in range(count):
+        acc += tl.load(parts + at, mask=inside, other=0.0)
+        at += part_stride
+    return acc
+
+
+@triton.jit
+def in_parts_kernel(
+    parts,
+    bias,
+    pre,
+    hidden,
+    count,
+    rows,
+    width,
+    ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """What in_kernel does after its product, whose parts (count, rows, width, or 2 width if GATED) are added here."""
+    _, row, column = program_tile(rows, width, BLOCK_M, BLOCK_N, 1)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    inner = width
+    if GATED:
+        inner = 2 * width
+    at = row[:, None] * inner + column[None, :]
+    part_stride = tl.full((), 1, tl.int64) * rows * inner
+    gate = _sum_parts(parts, at, count, part_stride, inside, BLOCK_M, BLOCK_N)
+    up = gate
+    if GATED:
+        up = _sum_parts(parts, at + width, count, part_stride, inside, BLOCK_M, BLOCK_N)
+    _finish_in(gate, up, bias, pre, hidden, row, column, rows, width, ACTIVATION, GATED)
+
+
+@triton.jit(do_not_specialize=["threshold"])
+def out_parts_kernel(
+    parts,
+    bias,
+    residual,
+    rng,
+    out,
+    threshold,
+    scale,
+    count,
+    rows,
+    width,
+    residual_row_stride,
+    residual_column_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """What out_kernel does after its product, whose parts (count, rows, width) are added here."""
+    _, row, column = program_tile(rows, width, BLOCK_M, BLOCK_N, 1)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    at = row[:, None] * width + column[None, :]
+    part_stride = tl.full((), 1, tl.int64) * rows * width
+    acc = _sum_parts(parts, at, count, part_stride, inside, BLOCK_M, BLOCK_N)
+    _finish_out(
+        acc, bias, residual, rng, out, threshold, scale, row, column, rows, width, residual_row_stride,
+        residual_column_stride,
+    )  # fmt: skip
+
+
+def first_product(
+    x: Tensor, w_in: Tensor, bias: Tensor | None, activation: str, *, pre: Tensor | None, hidden: Tensor | None
+) -> None:
+    """Write the input of the activation and its output, each where it is wanted."""
+    gated = activation in GATES
+    width = w_in.shape[0] // 2 if gated else w_in.shape[0]
+    rows, depth = x.shape
+    if rows == 0 or width == 0:
+        return
+    act = GATES.get(activation, activation)
+    key = table_key(x.dtype, rows)
+    found = config("ffn_in_gated" if gated else "ffn_in", key, x.device)
+    count = parts(rows, width, depth, found, x.device)
+    if count == 1:
+        in_kernel[(tiles(rows, width, found.blocks),)](
+            x, w_in, bias, pre, hidden, rows, width, depth, *x.stride(), *w_in.stride(), ACTIVATION=act, GATED=gated,
+            EVEN_K=depth % found.blocks["BLOCK_K"] == 0, **found.options,
+        )  # fmt: skip
+        return
+    sums = _sum_in_parts(x, w_in, count)
+    found = config("ffn_in_parts", key, x.device)
+    in_parts_kernel[(tiles(rows, width, found.blocks),)](
+        sums, bias, pre, hidden, count, rows, width, ACTIVATION=act, GATED=gated, **found.options
+    )
+
+
+def second_product(
+    hidden: Tensor, w_out: Tensor, bias: Tensor | None, residual: Tensor | None, dropout: Dropout | None, out: Tensor
+) -> None:
+    """Write out. hidden and out are contiguous."""
+    (rows, depth), width = hidden.shape, w_out.shape[0]
+    if out.numel() == 0:
+        return
+    key = table_key(hidden.dtype, rows)
+    found = config("ffn_out", key, hidden.device)
+    count = parts(rows, width, depth, found, hidden.device)
+    rng, threshold, scale = dropout.arguments if dropout else _NO_DROPOUT
+    residual_strides = residual.stride() if residual is not None else (0, 1)
+    if count == 1:
+        out_kernel[(tiles(rows, width, found.blocks),)](
+            hidden, w_out, bias, residual, rng, out, threshold, scale, rows, width, depth, *w_out.stride(),
+            *residual_strides, EVEN_K=depth % found.blocks["BLOCK_K"] == 0, **found.options,
+        )  # fmt: skip
+        return
+    sums = _sum_in_parts(hidden, w_out, count)
+    found = config("ffn_out_parts", key, hidden.device)
+    out_parts_kernel[(tiles(rows, width, found.blocks),)](
+        sums, bias, residual, rng, out, threshold, scale, count, rows, width, *residual_strides, **found.options
+    )
+
+
+def _sum_in_parts(a: Tensor, weights: Tensor, count: int) -> Tensor:
+    """(count, rows, out features), float32: a @ weights^T, its sum shared among count programs."""
+    sums = a.new_empty((count, a.shape[0], weights.shape[0]), dtype=torch.float32)
+    launch_product(a, weights.t(), sums, config("ffn_product", table_key(a.dtype, a.shape[0]), a.device))
+    return sums
