@@ -11,7 +11,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_tile import diagonal, dropped, exponential, key_range, logits, natural_log, sequence
+from .attention_tile import (
+    diagonal,
+    dropped,
+    key_range,
+    logits,
+    natural_log,
+    rescale,
+    sequence,
+    softmax_weights,
+    unit,
+)
 from .math import LOG2E, cast, dot
 
 
@@ -54,6 +64,7 @@ def _attend(
 ):  # fmt: skip
     """The block of rows over keys [begin, end), in tiles that start at `begin`."""
     NATURAL: tl.constexpr = MASK == "float" or HAS_ALIBI
+    factor = unit(scale, HAS_SOFTCAP, NATURAL)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     for start in tl.range(begin, end, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
@@ -63,11 +74,11 @@ def _attend(
             s, i[:, None], j[None, :], mask, stride_mask_q, stride_mask_k, slope, seqlen_q, tl.minimum(seqlen_k, end),
             shift, left, right, scale, softcap, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_LEFT, HAS_RIGHT, MASKED,
         )  # fmt: skip
-        new = tl.maximum(m, tl.max(s, 1))
+        new = tl.maximum(m, tl.max(s, 1) * factor)
         # A row with no key so far subtracts 0: -inf - -inf would be NaN.
         base = tl.where(new == float("-inf"), 0.0, new)
-        alpha = exponential(m - base, NATURAL)
-        p = exponential(s - base[:, None], NATURAL)
+        alpha = rescale(m, base, NATURAL)
+        p = softmax_weights(s, base[:, None], factor, NATURAL)
         l = l * alpha + tl.sum(p, 1)
         m = new
         if HAS_DROPOUT:
@@ -86,14 +97,16 @@ def attention_forward(
     stride_ob, stride_oh, stride_os, stride_lb, stride_lh, stride_ls, stride_tb, stride_th, stride_ts,
     stride_mask_b, stride_mask_h, stride_mask_q, stride_mask_k, stride_slopes_b, stride_slopes_h, stride_table,
     heads, group, seqlen_q, seqlen_k, head_dim, head_dim_v, left, right, page_size, splits,
-    scale, softcap, threshold, dropout_scale,
+    scale, sign, softcap, threshold, dropout_scale,
     MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TOP_LEFT: tl.constexpr,
     VARLEN: tl.constexpr, CACHE: tl.constexpr, PAGED: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr,
-    HAS_STATS: tl.constexpr, CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
+    HAS_STATS: tl.constexpr, SIGNED: tl.constexpr, CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Program (block of rows, sequence and head, split). With PACKED the second axis counts key heads, and row r is query
+    """scale is positive; with SIGNED q is multiplied by `sign`, which is -1 or 0, first.
+
+    Program (block of rows, sequence and head, split). With PACKED the second axis counts key heads, and row r is query
     r // group of the group's head r % group. With SPLIT the parts go to PARTS: see attention_decode.merge."""
     NATURAL: tl.constexpr = MASK == "float" or HAS_ALIBI
     block = tl.num_programs(0) - 1 - tl.program_id(0)  # the last rows first: under a causal bound they take longest
@@ -122,6 +135,8 @@ def attention_forward(
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     q_rows = Q + batch * stride_qb + at[0] * stride_qs + at[1] * stride_qh
     q = tl.load(q_rows[:, None] + d[None, :], mask=used[:, None] & (d[None, :] < head_dim), other=0.0)
+    if SIGNED:
+        q = cast(q.to(tl.float32) * sign, q.dtype)
     mask = MASK_PTR
     if MASK != "":
         mask = MASK_PTR + b.to(tl.int64) * stride_mask_b + at[1][:, None] * stride_mask_h
@@ -193,8 +208,8 @@ def attention_forward(
             sink = sink * LOG2E
         top = tl.maximum(m, sink)
         base = tl.where(top == float("-inf"), 0.0, top)
-        alpha = exponential(m - base, NATURAL)
-        l = l * alpha + exponential(sink - base, NATURAL)
+        alpha = rescale(m, base, NATURAL)
+        l = l * alpha + rescale(sink, base, NATURAL)
         acc = acc * alpha[:, None]
     empty = l == 0.0
     inverse = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, l))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .math import LN2, LOG2E, philox_bits, tanh
+from .math import LN2, LOG2E, multiply_add, philox_bits, tanh
 
 
 @triton.jit
@@ -101,43 +101,66 @@ def logits(
     HAS_RIGHT: tl.constexpr,
     MASKED: tl.constexpr,  # the tile has pairs that lengths, bound or window exclude
 ):
-    """From q . k to logits in units of log 2, excluded pairs at -inf; and tanh(scores / softcap), or s itself."""
+    """From q . k to what softmax_weights takes, excluded pairs at -inf; and tanh(scores / softcap), or s itself.
+
+    That is the logits where something is added to the scores, and otherwise what scale * log2(e), or log2(e), is still to
+    be multiplied with.
+    """
     capped = s
     if HAS_SOFTCAP:
         capped = tanh(s * (scale / softcap))
         s = capped * softcap
-        scale = 1.0
-    # One multiplication, scale and log2(e) together; but log2(e) times a mask of finfo.min would overflow, so with
-    # something to add it is done in natural units, and the difference to the row's maximum is converted.
     if MASK == "float" or HAS_ALIBI:
-        s = s * scale
+        if not HAS_SOFTCAP:
+            s = s * scale
         if HAS_ALIBI:
             s -= slope * tl.abs(i + shift - j).to(tl.float32)
-        if MASK == "float":
-            inside = (i < seqlen_q) & (j < seqlen_k)
-            s += tl.load(mask + i.to(tl.int64) * stride_mask_q + j * stride_mask_k, mask=inside, other=0.0).to(tl.float32)
-    else:
-        s = s * (scale * LOG2E)
-    if MASK == "bool":
+    if MASK != "":
         inside = (i < seqlen_q) & (j < seqlen_k)
-        keep = tl.load(mask + i.to(tl.int64) * stride_mask_q + j * stride_mask_k, mask=inside, other=0)
-        s = tl.where(keep != 0, s, float("-inf"))
+        found = tl.load(mask + i.to(tl.int64) * stride_mask_q + j * stride_mask_k, mask=inside, other=0)
+        if MASK == "bool":
+            s = tl.where(found != 0, s, float("-inf"))
+        else:
+            s += found.to(tl.float32)
     if MASKED:
         s = tl.where(visible(i, j, seqlen_q, seqlen_k, shift, left, right, HAS_LEFT, HAS_RIGHT), s, float("-inf"))
     return s, capped
 
 
+# Row maxima are kept in units of log 2 ("base 2"), so that a weight is one multiply-add and one exp2; large scores keep the
+# precision of their differences, since the product is not rounded. Where a float mask or ALiBi has been added they are
+# natural logarithms ("NATURAL"): log2(e) times a mask of finfo.min would overflow.
+
+
 @triton.jit
-def exponential(x, NATURAL: tl.constexpr):
-    """exp of a difference of logits."""
+def unit(scale, HAS_SOFTCAP: tl.constexpr, NATURAL: tl.constexpr):
+    """What turns logits() into the units of the row maxima; positive."""
     if NATURAL:
-        x = x * LOG2E
-    return tl.exp2(x)
+        return 1.0
+    if HAS_SOFTCAP:
+        return LOG2E
+    return scale * LOG2E
+
+
+@triton.jit
+def softmax_weights(s, m, factor, NATURAL: tl.constexpr):
+    """exp(logit - maximum)."""
+    if NATURAL:
+        return tl.exp2((s - m) * LOG2E)
+    return tl.exp2(multiply_add(s, factor, -m))
+
+
+@triton.jit
+def rescale(m, base, NATURAL: tl.constexpr):
+    """exp(m - base) of two row maxima."""
+    if NATURAL:
+        return tl.exp2((m - base) * LOG2E)
+    return tl.exp2(m - base)
 
 
 @triton.jit
 def natural_log(m, NATURAL: tl.constexpr):
-    """A row's maximum as a natural logarithm."""
+    """A row maximum as a natural logarithm."""
     if NATURAL:
         return m
     return m * LN2

@@ -15,12 +15,24 @@ _UPCAST: tl.constexpr = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def dot(a, b, acc):
-    """acc + a @ b, summed in float32. float32 operands keep their precision: TF32 would miss the accuracy gate."""
+    """acc + a @ b, summed in float32. float32 operands keep nearly all of their precision, as three TF32 products each:
+    one would miss the accuracy gate, and multiplications outside of the tensor cores take many times as long."""
     if _UPCAST:
+        if a.dtype == tl.float32:
+            # Tensor cores add 4 to 16 products before they round; the interpreter's matrix product rounds after each.
+            return acc + tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64).to(tl.float32)
         # The interpreter multiplies bfloat16 as if its bits were integers.
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision="tf32x3")
+
+
+@triton.jit
+def multiply_add(a, b, c):
+    """a * b + c, rounded once, as the hardware's instruction does it."""
+    if _UPCAST:
+        return (a.to(tl.float64) * b + c).to(tl.float32)
+    return tl.fma(a, b, c)
 
 
 @triton.jit

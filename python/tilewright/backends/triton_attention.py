@@ -37,7 +37,9 @@ def _features(call: Any) -> dict[str, Any]:
         "TOP_LEFT": call.causal == "top_left",
         "left": call.window_left,
         "right": 0 if call.causal is not None else call.window_right,
-        "scale": call.scale,
+        "scale": abs(call.scale) or 1.0,
+        "sign": float((call.scale > 0.0) - (call.scale < 0.0)),
+        "SIGNED": call.scale <= 0.0,
         "softcap": call.softcap,
     }
 
