@@ -215,7 +215,9 @@ def attention_forward(
     inverse = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, l))
     out = acc * (inverse * dropout_scale)[:, None]
     o_rows = OUT + batch * stride_ob + at[0] * stride_os + at[1] * stride_oh
-    tl.store(o_rows[:, None] + dv[None, :], cast(out, OUT.dtype.element_ty), mask=used[:, None] & (dv[None, :] < head_dim_v))
+    tl.store(
+        o_rows[:, None] + dv[None, :], cast(out, OUT.dtype.element_ty), mask=used[:, None] & (dv[None, :] < head_dim_v)
+    )
     lse = tl.where(empty, float("-inf"), natural_log(top, NATURAL) + tl.log(tl.where(empty, 1.0, l)))
     tl.store(LSE + batch * stride_lb + at[0] * stride_ls + at[1] * stride_lh, lse, mask=used)
     if HAS_STATS:

@@ -26,6 +26,9 @@ TABLE: dict[str, dict[str, dict[str, Entry]]] = {
     "interpreter": {
         "attention_forward": {"": ({"BLOCK_M": 64, "BLOCK_N": 64}, 1, 1)},
         "attention_decode": {"": ({"BLOCK_M": 64, "BLOCK_N": 64}, 1, 1)},
+        "attention_backward_rows": {"": ({"BLOCK_M": 64, "BLOCK_N": 64}, 1, 1)},
+        "attention_backward_keys": {"": ({"BLOCK_M": 64, "BLOCK_N": 64}, 1, 1)},
+        "attention_backward_mask": {"": ({"BLOCK_M": 64, "BLOCK_N": 64}, 1, 1)},
     },
     # Not measured: chosen from published configurations of kernels of the same kind, and checked for registers, spills
     # and shared memory in the machine code only.

@@ -9,14 +9,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .math import LN2, LOG2E, multiply_add, philox_bits, tanh
+from .math import LN2, LOG2E, multiply_add, philox_bits, tanh, wide
 
 
 @triton.jit
 def sequence(b, seqlen_q, seqlen_k, cu_q, cu_k, lengths_k, VARLEN: tl.constexpr, CACHE: tl.constexpr):
     """First row, first key, number of rows and of keys of sequence b."""
-    first_q = (b * 0).to(tl.int64)
-    first_k = first_q
+    first_q = wide(0)
+    first_k = wide(0)
+    seqlen_q = wide(seqlen_q).to(tl.int32)
+    seqlen_k = wide(seqlen_k).to(tl.int32)
     if VARLEN:
         first_q = tl.load(cu_q + b).to(tl.int64)
         first_k = tl.load(cu_k + b).to(tl.int64)

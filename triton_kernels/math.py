@@ -28,6 +28,12 @@ def dot(a, b, acc):
 
 
 @triton.jit
+def wide(n):
+    """A number as int64, be it a tensor, or a constant: an argument of 1, or a loop's counter in the interpreter."""
+    return tl.full([], 0, tl.int64) + n
+
+
+@triton.jit
 def multiply_add(a, b, c):
     """a * b + c, rounded once, as the hardware's instruction does it."""
     if _UPCAST:

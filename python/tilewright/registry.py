@@ -37,14 +37,17 @@ class Implementation:
 
 TABLE: dict[str, dict[str, str]] = {
     "attention": {
+        "triton": "tilewright.backends.triton_attention:ATTENTION",
         "cpu": "tilewright.backends.cpu:ATTENTION",
         "reference": "tilewright.backends.reference:ATTENTION",
     },
     "varlen_attention": {
+        "triton": "tilewright.backends.triton_attention:VARLEN_ATTENTION",
         "cpu": "tilewright.backends.cpu:VARLEN_ATTENTION",
         "reference": "tilewright.backends.reference:VARLEN_ATTENTION",
     },
     "kvcache_attention": {
+        "triton": "tilewright.backends.triton_attention:KVCACHE_ATTENTION",
         "cpu": "tilewright.backends.cpu:KVCACHE_ATTENTION",
         "reference": "tilewright.backends.reference:KVCACHE_ATTENTION",
     },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from ..ops.kvcache_attention import KvcacheAttentionCall, capacity
 from ..ops.varlen_attention import OP as VARLEN_OP
 from ..ops.varlen_attention import VarlenAttentionCall
 from ..registry import Implementation
-from ..triton_kernels import attention, attention_decode
+from ..triton_kernels import attention, attention_backward, attention_decode, attention_mask_gradient
 from ..triton_kernels.launch import Config, config, next_power_of_2
 from .triton import unsupported
 
@@ -223,6 +225,136 @@ def _append(call: KvcacheAttentionCall, lengths: Tensor, page_size: int) -> None
     )  # fmt: skip
 
 
-ATTENTION = Implementation(_attention_forward, None, unsupported)
-VARLEN_ATTENTION = Implementation(_varlen_forward, None, unsupported)
+def _run_backward(
+    call: Any,
+    op: Any,
+    strides: Any,
+    outputs: tuple[Tensor, ...],
+    grads: tuple[Tensor | None, ...],
+    wanted: Sequence[bool],
+    *,
+    batch: int,
+    heads: int,
+    heads_kv: int,
+    seqlen_q: int,
+    seqlen_k: int,
+    cu_seqlens: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> tuple[Tensor | None, ...]:
+    """strides(t): (batch, head, row) of q, k, v, their likes, lse or row_stats."""
+    q, k, v = call.q, call.k, call.v
+    out, lse, stats = outputs
+    dout, dlse = grads[0], grads[1] if len(grads) > 1 else None
+    dout = torch.zeros_like(out) if dout is None else dout
+    dout = dout if dout.stride(-1) == 1 or dout.shape[-1] == 1 else dout.contiguous()
+    dq, dk, dv = (op.gradient_like(call, n) if want else None for n, want in zip(("q", "k", "v"), wanted, strict=False))
+    if out.numel() == 0:
+        found = (*(None if t is None else t.zero_() for t in (dq, dk, dv)), None, None)
+        return tuple(
+            torch.zeros_like(getattr(call, n)) if want and f is None else f
+            for n, f, want in zip(op.differentiable, found, wanted, strict=True)
+        )
+    widths, mask, delta = _widths(q.shape[-1], v.shape[-1]), _bytes(call.mask), torch.empty_like(lse)
+    for name in ("CHECK_D", "CHECK_DV"):
+        del widths[name]
+    shared = {
+        "threshold": dropout_threshold(call.dropout_p),
+        "dropout_scale": dropout_scale(call.dropout_p),
+        "HAS_DROPOUT": call.rng is not None,
+        "VARLEN": cu_seqlens[0] is not None,
+        **_features(call),
+        **widths,
+    }
+    options = (*_broadcast_strides(mask, 4), *_broadcast_strides(call.alibi_slopes, 2))
+    sizes = (heads, heads // heads_kv, seqlen_q, seqlen_k)
+    chosen = _config("attention_backward_rows", q, widths)
+    attention_backward.attention_backward_rows[(-(-seqlen_q // chosen.blocks["BLOCK_M"]), batch * heads)](
+        q, k, v, out, dout, dlse, stats, delta, dq, mask, call.alibi_slopes, call.rng, *cu_seqlens,
+        *strides(q), *strides(k), *strides(v), *strides(out), *strides(dout), *((0, 0, 0) if dq is None else strides(dq)),
+        *((0, 0, 0) if dlse is None else strides(dlse)), *strides(stats), *strides(delta), *options, *sizes,
+        HAS_DLSE=dlse is not None, WANT_DQ=dq is not None, **shared, **chosen.options,
+    )  # fmt: skip
+    if (dk is not None or dv is not None) and seqlen_k > 0:
+        chosen = _config("attention_backward_keys", q, widths)
+        attention_backward.attention_backward_keys[(-(-seqlen_k // chosen.blocks["BLOCK_N"]), batch * heads_kv)](
+            q, k, v, dout, stats, delta, dk, dv, mask, call.alibi_slopes, call.rng, *cu_seqlens,
+            *strides(q), *strides(k), *strides(v), *strides(dout),
+            *((0, 0, 0) if dk is None else strides(dk)), *((0, 0, 0) if dv is None else strides(dv)),
+            *strides(stats), *strides(delta), *options, *sizes,
+            WANT_DK=dk is not None, WANT_DV=dv is not None, **shared, **chosen.options,
+        )  # fmt: skip
+    dmask = dsinks = None
+    if wanted[3]:
+        dmask = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
+        shared.pop("MASK")
+        chosen = _config("attention_backward_mask", q, widths)
+        mb, mh, mq, mk = mask.shape
+        grid = (
+            1 if mk == 1 else -(-mk // chosen.blocks["BLOCK_N"]),
+            1 if mq == 1 else -(-mq // chosen.blocks["BLOCK_M"]),
+        )
+        attention_mask_gradient.attention_backward_mask[(*grid, mb * mh)](
+            q, k, v, dout, stats, delta, dmask, mask, call.alibi_slopes, call.rng, *cu_seqlens,
+            *strides(q), *strides(k), *strides(v), *strides(dout), *strides(stats), *strides(delta), *options,
+            batch, heads, heads // heads_kv, mh, mq, mk, seqlen_q, seqlen_k,
+            ALL_BATCHES=mb == 1 and batch > 1, ALL_HEADS=mh == 1 and heads > 1,
+            ALL_QUERIES=mq == 1, ALL_KEYS=mk == 1, **shared, **chosen.options,
+        )  # fmt: skip
+        dmask = dmask.to(call.mask.dtype)
+    if wanted[4]:
+        dsinks = _sink_gradient(call, stats, delta)
+    return dq, dk, dv, dmask, dsinks
+
+
+def _sink_gradient(call: Any, stats: Tensor, delta: Tensor) -> Tensor:
+    """dsink_h = -sum over its rows of exp(sink - lse) delta, from statistics (..., H, S, 2) and delta (..., H, S)."""
+    natural = (call.mask is not None and call.mask.dtype != torch.bool) or call.alibi_slopes is not None
+    top = stats[..., 0] if natural else stats[..., 0] * math.log(2.0)
+    weights = torch.exp(call.sinks.float()[:, None] - top) * stats[..., 1]
+    total = (weights * delta).sum(-1)
+    return -(total.sum(0) if total.dim() == 2 else total).to(call.sinks.dtype)
+
+
+def _attention_backward(call: AttentionCall, outputs: Any, grads: Any, wanted: Any) -> tuple[Tensor | None, ...]:
+    batch, heads, seqlen_q, _ = call.q.shape
+    _, heads_kv, seqlen_k, _ = call.k.shape
+    return _run_backward(
+        call,
+        ATTENTION_OP,
+        lambda t: t.stride()[:3],
+        outputs,
+        grads,
+        wanted,
+        batch=batch,
+        heads=heads,
+        heads_kv=heads_kv,
+        seqlen_q=seqlen_q,
+        seqlen_k=seqlen_k,
+    )
+
+
+def _varlen_backward(call: VarlenAttentionCall, outputs: Any, grads: Any, wanted: Any) -> tuple[Tensor | None, ...]:
+    stats = outputs[2]
+
+    def strides(t: Tensor) -> tuple[int, ...]:
+        # q, k, v and their likes are (total, H, D); lse (H, total) and row_stats (H, total, 2).
+        return (0, *t.stride()[:2]) if t.dim() == 2 or t is stats else _rows_first(t)
+
+    return _run_backward(
+        call,
+        VARLEN_OP,
+        strides,
+        outputs,
+        grads,
+        wanted,
+        batch=call.cu_seqlens_q.shape[0] - 1,
+        heads=call.q.shape[1],
+        heads_kv=call.k.shape[1],
+        seqlen_q=call.max_seqlen_q,
+        seqlen_k=call.max_seqlen_k,
+        cu_seqlens=(call.cu_seqlens_q, call.cu_seqlens_k),
+    )
+
+
+ATTENTION = Implementation(_attention_forward, _attention_backward, unsupported)
+VARLEN_ATTENTION = Implementation(_varlen_forward, _varlen_backward, unsupported)
 KVCACHE_ATTENTION = Implementation(_kvcache_forward, None, unsupported)

@@ -1,0 +1,224 @@
+"""Attention backward: dQ by blocks of rows, dK and dV by blocks of keys, each rebuilding the weights from the row
+statistics of the forward (FlashAttention-2, Dao 2023). No atomics: every sum has one order, so that gradients are equal
+over reruns whether that was asked for or not.
+
+    P = exp(S - max) / sum      dS = P * (dP - delta)      delta = rowsum(dO * O) - dlse
+    dQ = scale dS K             dK = scale dS^T Q          dV = P^T dO
+
+delta comes from the rounded O, so where one key has nearly all the weight dP - delta is mostly rounding. A block of rows
+whose keys fit in one tile takes delta = sum of P dP - dlse instead, which has dP's own rounding in it. So dQ comes first,
+and leaves delta to the rest.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .attention_tile import diagonal, dropped, key_range, logits, query_range, sequence, softmax_weights, unit
+from .math import cast, dot, wide
+
+
+@triton.jit
+def load_block(base, rows, columns, stride, limit, width):
+    """[rows, columns] of a row-major matrix, 0 past `limit` rows and `width` columns."""
+    pointers = base + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    return tl.load(pointers, mask=(rows[:, None] < limit) & (columns[None, :] < width), other=0.0)
+
+
+@triton.jit
+def weights_and_gradient(
+    s, dp, i, j, m, inverse, delta, mask, slope, plane,
+    stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, rng, threshold, dropout_scale,
+    MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, OF_LOGITS: tl.constexpr, AXIS: tl.constexpr,
+):  # fmt: skip
+    """From S and dP of a tile: P after dropout (without its scale), and dS, with respect to scale * q . k, or with
+    OF_LOGITS to the logits. With AXIS >= 0 the tile has all keys of its rows along that axis, and `delta` is dlse."""
+    NATURAL: tl.constexpr = MASK == "float" or HAS_ALIBI
+    s, capped = logits(
+        s, i, j, mask, stride_mask_q, stride_mask_k, slope, seqlen_q, seqlen_k, shift, left, right, scale, softcap,
+        MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_LEFT, HAS_RIGHT, True,
+    )  # fmt: skip
+    p = softmax_weights(s, m, unit(scale, HAS_SOFTCAP, NATURAL), NATURAL) * inverse
+    kept = p
+    if HAS_DROPOUT:
+        kept = dropped(p, rng, i, j, plane, threshold)
+        dp = tl.where(kept == p, dp * dropout_scale, 0.0)
+    if AXIS >= 0:
+        delta = tl.expand_dims(tl.sum(p * dp, AXIS), AXIS) - delta
+    ds = p * (dp - delta)
+    if HAS_SOFTCAP and not OF_LOGITS:
+        ds = ds * (1.0 - capped * capped)
+    return kept, ds, delta
+
+
+@triton.jit
+def attention_backward_rows(
+    Q, K, V, OUT, DOUT, DLSE, STATS, DELTA, DQ, MASK_PTR, SLOPES, RNG, CU_Q, CU_K,
+    stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
+    stride_ob, stride_oh, stride_os, stride_db, stride_dh, stride_ds, stride_gb, stride_gh, stride_gs,
+    stride_lb, stride_lh, stride_ls, stride_tb, stride_th, stride_ts, stride_eb, stride_eh, stride_es,
+    stride_mask_b, stride_mask_h, stride_mask_q, stride_mask_k, stride_slopes_b, stride_slopes_h,
+    heads, group, seqlen_q, seqlen_k, head_dim, head_dim_v, left, right,
+    scale, sign, softcap, threshold, dropout_scale,
+    MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TOP_LEFT: tl.constexpr, VARLEN: tl.constexpr,
+    HAS_DLSE: tl.constexpr, WANT_DQ: tl.constexpr, SIGNED: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """delta and dQ. Strides: d dOut, g dQ, l dlse, t the statistics, e delta. Program (rows, sequence and head)."""
+    block, plane = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
+    b, head = plane // heads, plane % heads
+    first_q, first_k, seqlen_q, seqlen_k = sequence(b, seqlen_q, seqlen_k, CU_Q, CU_K, CU_K, VARLEN, False)
+    first, last = block * BLOCK_M, tl.minimum(block * BLOCK_M + BLOCK_M, seqlen_q) - 1
+    if first >= seqlen_q:
+        return
+    i = first + tl.arange(0, BLOCK_M)
+    used = i < seqlen_q
+    batch = b.to(tl.int64)
+    if VARLEN:
+        batch = batch * 0
+    h, kv_head, at = head.to(tl.int64), (head // group).to(tl.int64), first_q + i.to(tl.int64)
+    d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    out = load_block(
+        OUT + batch * stride_ob + h * stride_oh + first_q * stride_os, i, dv, stride_os, seqlen_q, head_dim_v
+    )
+    dout = load_block(
+        DOUT + batch * stride_db + h * stride_dh + first_q * stride_ds, i, dv, stride_ds, seqlen_q, head_dim_v
+    )
+    delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
+    dlse = tl.zeros([BLOCK_M], tl.float32)
+    if HAS_DLSE:
+        dlse = tl.load(DLSE + batch * stride_lb + h * stride_lh + at * stride_ls, mask=used, other=0.0)
+    delta -= dlse
+    shift = diagonal(seqlen_q, seqlen_k, TOP_LEFT)
+    lo, hi, _, _ = key_range(first, last, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
+    stats = STATS + batch * stride_tb + h * stride_th + at * stride_ts
+    m = tl.load(stats, mask=used, other=float("inf"))[:, None]
+    inverse = tl.load(stats + 1, mask=used, other=0.0)[:, None]
+    q = load_block(Q + batch * stride_qb + h * stride_qh + first_q * stride_qs, i, d, stride_qs, seqlen_q, head_dim)
+    if SIGNED:
+        q = cast(q.to(tl.float32) * sign, q.dtype)
+    mask = MASK_PTR
+    if MASK != "":
+        mask = MASK_PTR + b.to(tl.int64) * stride_mask_b + h * stride_mask_h
+    slope = 0.0
+    if HAS_ALIBI:
+        slope = tl.load(SLOPES + b * stride_slopes_b + head * stride_slopes_h)
+    keys = K + batch * stride_kb + kv_head * stride_kh + first_k * stride_ks
+    values = V + batch * stride_vb + kv_head * stride_vh + first_k * stride_vs
+    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if hi - lo <= BLOCK_N:
+        j = lo + tl.arange(0, BLOCK_N)
+        k = load_block(keys, j, d, stride_ks, seqlen_k, head_dim)
+        v = load_block(values, j, dv, stride_vs, seqlen_k, head_dim_v)
+        s = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
+        dp = dot(dout, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
+        _, ds, all_delta = weights_and_gradient(
+            s, dp, i[:, None], j[None, :], m, inverse, dlse[:, None], mask, slope, plane,
+            stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold,
+            dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, False, 1,
+        )  # fmt: skip
+        delta = tl.reshape(all_delta, [BLOCK_M])
+        dq = dot(cast(ds, k.dtype), k, dq)
+    elif WANT_DQ:
+        for start in tl.range(lo, hi, BLOCK_N):
+            j = start + tl.arange(0, BLOCK_N)
+            k = load_block(keys, j, d, stride_ks, seqlen_k, head_dim)
+            v = load_block(values, j, dv, stride_vs, seqlen_k, head_dim_v)
+            s = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
+            dp = dot(dout, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
+            _, ds, _ = weights_and_gradient(
+                s, dp, i[:, None], j[None, :], m, inverse, delta[:, None], mask, slope, plane,
+                stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold,
+                dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, False, -1,
+            )  # fmt: skip
+            dq = dot(cast(ds, k.dtype), k, dq)
+    tl.store(DELTA + batch * stride_eb + h * stride_eh + at * stride_es, delta, mask=used)
+    if WANT_DQ:
+        if SIGNED:
+            scale = scale * sign
+        rows = DQ + batch * stride_gb + h * stride_gh + at * stride_gs
+        inside = used[:, None] & (d[None, :] < head_dim)
+        tl.store(rows[:, None] + d[None, :], cast(dq * scale, DQ.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def attention_backward_keys(
+    Q, K, V, DOUT, STATS, DELTA, DK, DV, MASK_PTR, SLOPES, RNG, CU_Q, CU_K,
+    stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
+    stride_db, stride_dh, stride_ds, stride_gkb, stride_gkh, stride_gks, stride_gvb, stride_gvh, stride_gvs,
+    stride_tb, stride_th, stride_ts, stride_eb, stride_eh, stride_es,
+    stride_mask_b, stride_mask_h, stride_mask_q, stride_mask_k, stride_slopes_b, stride_slopes_h,
+    heads, group, seqlen_q, seqlen_k, head_dim, head_dim_v, left, right,
+    scale, sign, softcap, threshold, dropout_scale,
+    MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TOP_LEFT: tl.constexpr, VARLEN: tl.constexpr,
+    WANT_DK: tl.constexpr, WANT_DV: tl.constexpr, SIGNED: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dK and dV, summed over the query heads of a group, on transposed tiles [keys, rows]. Program (block of keys,
+    sequence and key head)."""
+    block, heads_kv = tl.program_id(0), heads // group
+    b, kv_head = tl.program_id(1) // heads_kv, tl.program_id(1) % heads_kv
+    first_q, first_k, seqlen_q, seqlen_k = sequence(b, seqlen_q, seqlen_k, CU_Q, CU_K, CU_K, VARLEN, False)
+    first, last = block * BLOCK_N, tl.minimum(block * BLOCK_N + BLOCK_N, seqlen_k) - 1
+    if first >= seqlen_k:
+        return
+    j = first + tl.arange(0, BLOCK_N)
+    batch = b.to(tl.int64)
+    if VARLEN:
+        batch = batch * 0
+    d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    kv = kv_head.to(tl.int64)
+    k = load_block(K + batch * stride_kb + kv * stride_kh + first_k * stride_ks, j, d, stride_ks, seqlen_k, head_dim)
+    v = load_block(V + batch * stride_vb + kv * stride_vh + first_k * stride_vs, j, dv, stride_vs, seqlen_k, head_dim_v)
+    if SIGNED:
+        k = cast(k.to(tl.float32) * sign, k.dtype)
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dvalue = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
+    shift = diagonal(seqlen_q, seqlen_k, TOP_LEFT)
+    lo, hi, _, _ = query_range(first, last, shift, seqlen_q, left, right, HAS_LEFT, HAS_RIGHT)
+    for member in tl.range(0, group):
+        head = kv_head * group + member
+        h = wide(head)
+        queries = Q + batch * stride_qb + h * stride_qh + first_q * stride_qs
+        gradients = DOUT + batch * stride_db + h * stride_dh + first_q * stride_ds
+        mask = MASK_PTR
+        if MASK != "":
+            mask = MASK_PTR + b.to(tl.int64) * stride_mask_b + h * stride_mask_h
+        slope = 0.0
+        if HAS_ALIBI:
+            slope = tl.load(SLOPES + b * stride_slopes_b + head * stride_slopes_h)
+        for start in tl.range(lo, hi, BLOCK_M):
+            i = start + tl.arange(0, BLOCK_M)
+            used, at = i < seqlen_q, first_q + i.to(tl.int64)
+            stats = STATS + batch * stride_tb + h * stride_th + at * stride_ts
+            m = tl.load(stats, mask=used, other=float("inf"))
+            inverse = tl.load(stats + 1, mask=used, other=0.0)
+            delta = tl.load(DELTA + batch * stride_eb + h * stride_eh + at * stride_es, mask=used, other=0.0)
+            q = load_block(queries, i, d, stride_qs, seqlen_q, head_dim)
+            dout = load_block(gradients, i, dv, stride_ds, seqlen_q, head_dim_v)
+            s = dot(k, tl.trans(q), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
+            dp = dot(v, tl.trans(dout), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
+            p, ds, _ = weights_and_gradient(
+                s, dp, i[None, :], j[:, None], m[None, :], inverse[None, :], delta[None, :], mask, slope,
+                b * heads + head, stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap,
+                RNG, threshold, dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, False, -1,
+            )  # fmt: skip
+            if WANT_DV:
+                dvalue = dot(cast(p, dout.dtype), dout, dvalue)
+            if WANT_DK:
+                dk = dot(cast(ds, q.dtype), q, dk)
+    at = first_k + j.to(tl.int64)
+    if WANT_DK:
+        if SIGNED:
+            scale = scale * sign
+        rows = DK + batch * stride_gkb + kv * stride_gkh + at * stride_gks
+        inside = (j[:, None] < seqlen_k) & (d[None, :] < head_dim)
+        tl.store(rows[:, None] + d[None, :], cast(dk * scale, DK.dtype.element_ty), mask=inside)
+    if WANT_DV:
+        rows = DV + batch * stride_gvb + kv * stride_gvh + at * stride_gvs
+        inside = (j[:, None] < seqlen_k) & (dv[None, :] < head_dim_v)
+        tl.store(rows[:, None] + dv[None, :], cast(dvalue * dropout_scale, DV.dtype.element_ty), mask=inside)

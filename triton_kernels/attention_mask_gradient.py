@@ -1,0 +1,105 @@
+"""The gradient of a float mask: dS with respect to the logits, summed over whatever the mask is broadcast along.
+
+A program owns a tile of the mask's own elements and walks over everything that is added into it, computing dS again, so
+nothing is shared between programs and every sum has one order.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .attention_backward import load_block, weights_and_gradient
+from .attention_tile import diagonal, key_range, sequence
+from .math import cast, dot, wide
+
+
+@triton.jit
+def attention_backward_mask(
+    Q, K, V, DOUT, STATS, DELTA, DMASK, MASK_PTR, SLOPES, RNG, CU_Q, CU_K,
+    stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
+    stride_db, stride_dh, stride_ds, stride_tb, stride_th, stride_ts, stride_eb, stride_eh, stride_es,
+    stride_mask_b, stride_mask_h, stride_mask_q, stride_mask_k, stride_slopes_b, stride_slopes_h,
+    batches, heads, group, mask_heads, mask_q, mask_k, seqlen_q, seqlen_k, head_dim, head_dim_v, left, right,
+    scale, sign, softcap, threshold, dropout_scale,
+    HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TOP_LEFT: tl.constexpr, VARLEN: tl.constexpr,
+    ALL_BATCHES: tl.constexpr, ALL_HEADS: tl.constexpr, ALL_QUERIES: tl.constexpr, ALL_KEYS: tl.constexpr,
+    SIGNED: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """ALL_*: the mask is broadcast along it. DMASK is contiguous. Program (tile of keys, tile of queries, mask plane)."""
+    plane = tl.program_id(2)
+    b_begin, b_end = plane // mask_heads, plane // mask_heads + 1
+    if ALL_BATCHES:
+        b_begin, b_end = 0, batches
+    h_begin, h_end = plane % mask_heads, plane % mask_heads + 1
+    if ALL_HEADS:
+        h_begin, h_end = 0, heads
+    d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for b in tl.range(b_begin, b_end):
+        first_q, first_k, len_q, len_k = sequence(b, seqlen_q, seqlen_k, CU_Q, CU_K, CU_K, VARLEN, False)
+        batch = wide(b)
+        if VARLEN:
+            batch = batch * 0
+        shift = diagonal(len_q, len_k, TOP_LEFT)
+        q_begin, q_end = tl.program_id(1) * BLOCK_M, tl.minimum(tl.program_id(1) * BLOCK_M + 1, len_q)
+        if ALL_QUERIES:
+            q_begin, q_end = 0, len_q
+        k_begin, k_end = tl.program_id(0) * BLOCK_N, tl.minimum(tl.program_id(0) * BLOCK_N + 1, len_k)
+        if ALL_KEYS:
+            k_begin, k_end = 0, len_k
+        for head in tl.range(h_begin, h_end):
+            h, kv = wide(head), wide(head // group)
+            keys = K + batch * stride_kb + kv * stride_kh + first_k * stride_ks
+            values = V + batch * stride_vb + kv * stride_vh + first_k * stride_vs
+            mask = MASK_PTR + wide(b) * stride_mask_b + h * stride_mask_h
+            slope = 0.0
+            if HAS_ALIBI:
+                slope = tl.load(SLOPES + b * stride_slopes_b + head * stride_slopes_h)
+            for q_start in tl.range(q_begin, q_end, BLOCK_M):
+                i = q_start + tl.arange(0, BLOCK_M)
+                used, at = i < len_q, first_q + i.to(tl.int64)
+                stats = STATS + batch * stride_tb + h * stride_th + at * stride_ts
+                m = tl.load(stats, mask=used, other=float("inf"))[:, None]
+                inverse = tl.load(stats + 1, mask=used, other=0.0)[:, None]
+                delta = tl.load(DELTA + batch * stride_eb + h * stride_eh + at * stride_es, mask=used, other=0.0)
+                q = load_block(
+                    Q + batch * stride_qb + h * stride_qh + first_q * stride_qs, i, d, stride_qs, len_q, head_dim
+                )
+                if SIGNED:
+                    q = cast(q.to(tl.float32) * sign, q.dtype)
+                dout = load_block(
+                    DOUT + batch * stride_db + h * stride_dh + first_q * stride_ds, i, dv, stride_ds, len_q, head_dim_v
+                )
+                last = tl.minimum(q_start + BLOCK_M, len_q) - 1
+                lo, hi, _, _ = key_range(q_start, last, shift, len_k, left, right, HAS_LEFT, HAS_RIGHT)
+                for k_start in tl.range(k_begin, k_end, BLOCK_N):
+                    if (k_start < hi) & (k_start + BLOCK_N > lo):
+                        j = k_start + tl.arange(0, BLOCK_N)
+                        k = load_block(keys, j, d, stride_ks, len_k, head_dim)
+                        v = load_block(values, j, dv, stride_vs, len_k, head_dim_v)
+                        s = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
+                        dp = dot(dout, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
+                        _, ds, _ = weights_and_gradient(
+                            s, dp, i[:, None], j[None, :], m, inverse, delta[:, None], mask, slope, b * heads + head,
+                            stride_mask_q, stride_mask_k, len_q, len_k, shift, left, right, scale, softcap, RNG, threshold,
+                            dropout_scale, "float", HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, True, -1,
+                        )  # fmt: skip
+                        total += ds
+    base = DMASK + plane.to(tl.int64) * mask_q * mask_k
+    i = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    j = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    if ALL_QUERIES and ALL_KEYS:
+        tl.store(base, tl.sum(tl.sum(total, 1), 0))
+    elif ALL_QUERIES:
+        tl.store(base + j, tl.sum(total, 0), mask=j < mask_k)
+    elif ALL_KEYS:
+        tl.store(base + i, tl.sum(total, 1), mask=i < mask_q)
+    else:
+        tl.store(
+            base + i.to(tl.int64)[:, None] * mask_k + j[None, :],
+            total,
+            mask=(i[:, None] < mask_q) & (j[None, :] < mask_k),
+        )
