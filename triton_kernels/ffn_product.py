@@ -135,7 +135,7 @@ def product_kernel(
 
 
 def table_key(dtype: torch.dtype, rows: int = FEW_ROWS + 1) -> str:
-    """The key of a product in the table: its own for few rows, and for float32, which no matrix unit multiplies."""
+    """The key of a product in the table: its own for few rows, and for float32, whose products are three."""
     return ("small_" if rows <= FEW_ROWS else "") + ("fp32" if dtype == torch.float32 else "half")
 
 
