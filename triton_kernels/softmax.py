@@ -20,7 +20,7 @@ import triton.language as tl
 
 from .compile import Instance
 from .launch import table_config
-from .math import LN2, LOG2E
+from .math import LN2, LOG2E, cast
 from .softmax_table import TABLE
 
 #: A maximum that nothing has entered yet. Finite, so that no difference of maxima is inf - inf.
@@ -88,6 +88,11 @@ def _tile_columns(start, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
     return start + column
 
 
+@triton.jit
+def _store(pointers, values, live):
+    tl.store(pointers, cast(values, pointers.dtype.element_ty), live)
+
+
 # --- forward -------------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +146,7 @@ def softmax_forward(
     top = tl.max(s, 1, keep_dims=True)
     top = tl.where(top == -_INF, 0.0, top)
     total = tl.sum(_exp(s - top, PRECISE), 1, keep_dims=True)
-    tl.store(y + i * y0 + j * y1 + row * y2 + column * y3, _normalised(s, top, total, LOG, PRECISE), live)
+    _store(y + i * y0 + j * y1 + row * y2 + column * y3, _normalised(s, top, total, LOG, PRECISE), live)
 
 
 @triton.jit
@@ -200,7 +205,7 @@ def softmax_forward_looped(
             column = _tile_columns(begin + (steps - 1 - step) * COLUMNS, COLUMNS, WIDE)
             live = (row < inner) & (column < end)
             s = _scores(x, x3, mask, m3, scale, causal_shift, row, column, live, "evict_first", CAUSAL, BOOL_MASK)
-            tl.store(y + column * y3, _normalised(s, top, total, LOG, PRECISE), live)
+            _store(y + column * y3, _normalised(s, top, total, LOG, PRECISE), live)
 
 
 # --- backward ------------------------------------------------------------------------------------------------------
@@ -225,9 +230,9 @@ def _store_gradient(dx, ds, at, p, g, total, scale, live, LOG: tl.constexpr, PRE
     """The gradient of the scores to ds, and that of x to dx, where they are wanted."""
     s = g - _exp(p, PRECISE) * total if LOG else p * (g - total)
     if dx is not None:
-        tl.store(dx + at, s * scale, live)
+        _store(dx + at, s * scale, live)
     if ds is not None:
-        tl.store(ds + at, s, live)
+        _store(ds + at, s, live)
 
 
 @triton.jit(do_not_specialize=["causal_shift", "middle"])

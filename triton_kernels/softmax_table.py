@@ -12,7 +12,7 @@ Row = tuple[dict[str, int], int, int]
 #: The widest rows that the kernels keep in registers, by (kernel, across). Beyond, the looped kernels.
 WIDEST = {
     ("softmax_forward", False): 32768,
-    ("softmax_forward", True): 1024,
+    ("softmax_forward", True): 512,
     ("softmax_backward", False): 16384,
     ("softmax_backward", True): 512,
 }

@@ -20,7 +20,7 @@ from ..triton_kernels import softmax as kernels
 from ..triton_kernels.launch import config, next_power_of_2
 from ..triton_kernels.math import INTERPRETED
 from ..triton_kernels.softmax_table import WIDEST
-from . import triton as backend
+from .triton import unsupported
 
 Ints = tuple[int, ...]
 
@@ -124,7 +124,7 @@ def plan(name: str, shape: Ints, dim: int, strides: tuple[Ints, ...], causal: bo
     step = found.blocks["COLUMNS"]
     pieces = _pieces(programs, -(-columns // step), _processors(device))
     piece = -(-columns // (pieces * step)) * step
-    return done._replace(piece=piece, pieces=pieces)
+    return done._replace(grid=(programs, pieces), piece=piece, pieces=pieces)
 
 
 def _pieces(programs: int, steps: int, processors: int) -> int:
@@ -152,14 +152,14 @@ def _launch(
         p.kernel[p.grid](*tensors, *numbers, *p.sizes, *p.strides, **constants, **p.options)
         return
     partial = None
-    phases = (kernels.WHOLE,)
+    phases = [kernels.WHOLE]
     if p.pieces > 1:
         first = tensors[0]
         assert first is not None
         partial = first.new_empty(statistics * p.grid[0] * p.options["ROWS"] * p.pieces, dtype=torch.float32)
-        phases = (kernels.GATHER, kernels.WRITE)
+        phases = [kernels.GATHER, kernels.WRITE]
     for phase in phases:
-        p.kernel[(*p.grid, p.pieces)](
+        p.kernel[p.grid](
             *tensors, partial, *numbers, *p.sizes, p.piece, *p.strides,
             PHASE=phase, PIECES=p.pieces, **constants, **p.options,
         )  # fmt: skip
@@ -199,8 +199,8 @@ def _run_backward(
     p = plan("softmax_backward", y.shape, dim, strides, call.causal is not None, y.device)
     if p.dim is not None:
         for i in range(y.shape[p.dim]):
-            parts = (None if t is None else t.select(p.dim, i) for t in (dx, ds))
-            _run_backward(y.select(p.dim, i), dy.select(p.dim, i), *parts, call, dim - (p.dim < dim), shift, log)
+            dx_i, ds_i = (None if t is None else t.select(p.dim, i) for t in (dx, ds))
+            _run_backward(y.select(p.dim, i), dy.select(p.dim, i), dx_i, ds_i, call, dim - (p.dim < dim), shift, log)
         return
     _launch(p, (y, dy, dx, ds), (call.scale, shift), 1, LOG=log)
 
@@ -220,8 +220,8 @@ def _backward(
         shift = 0 if call.causal is None else causal_shift(call)
         with _on(y):
             if y.dim() == 0:
-                parts = (None if t is None else t[None] for t in (dx, ds))
-                _run_backward(y[None], dy[None], *parts, call, 0, shift, log)
+                dx_1, ds_1 = (None if t is None else t[None] for t in (dx, ds))
+                _run_backward(y[None], dy[None], dx_1, ds_1, call, 0, shift, log)
             else:
                 _run_backward(y, dy, dx, ds, call, call.dim, shift, log)
     if ds is None or mask is None:
@@ -231,7 +231,7 @@ def _backward(
 
 def _implementation(log: bool) -> Implementation:
     forward: Callable[..., Any] = functools.partial(_forward, log=log)
-    return Implementation(forward, functools.partial(_backward, log=log), backend.unsupported)
+    return Implementation(forward, functools.partial(_backward, log=log), unsupported)
 
 
 SOFTMAX = _implementation(log=False)
