@@ -1,9 +1,9 @@
 """Attention forward: FlashAttention's tiling (Dao et al. 2022, 2023) over plain, packed, cached and paged sequences.
 
-A program owns a block of query rows and walks over the keys that some of them see, tile by tile, with an online softmax.
-Tiles that the causal bound or the window excludes are not visited; tiles that they do not cut take a loop without the
-comparisons. With few rows (decoding) the query heads that share a key head are rows of one block, and the keys are
-split over programs whose parts attention_decode.merge joins ("Flash-Decoding", Dao et al. 2023).
+A program owns a block of query rows and walks over the keys that some of them see, tile by tile, with an online
+softmax. Tiles that the causal bound or the window excludes are not visited; tiles that they do not cut take a loop
+without the comparisons. With few rows (decoding) the query heads that share a key head are rows of one block, and the
+keys are split over programs whose parts attention_decode.merge joins ("Flash-Decoding", Dao et al. 2023).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _load_keys(
 
 @triton.jit
 def _attend(
-    q, acc, m, l, i, begin, end, keys_base, values_base, mask, slope, plane,
+    q, acc, m, total, i, begin, end, keys_base, values_base, mask, slope, plane,
     stride_ks, stride_vs, stride_kp, stride_vp, stride_mask_q, stride_mask_k, table, page_size,
     seqlen_q, seqlen_k, shift, left, right, scale, softcap, rng, threshold, head_dim, head_dim_v,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PAGED: tl.constexpr,
@@ -79,7 +79,7 @@ def _attend(
         base = tl.where(new == float("-inf"), 0.0, new)
         alpha = rescale(m, base, NATURAL)
         p = softmax_weights(s, base[:, None], factor, NATURAL)
-        l = l * alpha + tl.sum(p, 1)
+        total = total * alpha + tl.sum(p, 1)
         m = new
         if HAS_DROPOUT:
             p = dropped(p, rng, i[:, None], j[None, :], plane, threshold)
@@ -87,7 +87,7 @@ def _attend(
             values_base, j, dv, stride_vs, end, head_dim_v, table, page_size, stride_vp, PAGED, MASKED, CHECK_DV
         )
         acc = dot(cast(p, v.dtype), v, acc * alpha[:, None])
-    return acc, m, l
+    return acc, m, total
 
 
 @triton.jit
@@ -126,10 +126,7 @@ def attention_forward(
         first, last = block * BLOCK_M, tl.minimum(block * BLOCK_M + BLOCK_M, seqlen_q) - 1
     if first >= seqlen_q:
         return
-    if VARLEN:
-        batch = (b * 0).to(tl.int64)
-    else:
-        batch = b.to(tl.int64)
+    batch = (b * 0).to(tl.int64) if VARLEN else b.to(tl.int64)
     used = i < seqlen_q
     at = (first_q + i.to(tl.int64)), head.to(tl.int64)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
@@ -162,7 +159,7 @@ def attention_forward(
 
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
     if PAGED:
         keys, values = K + kv_head.to(tl.int64) * stride_kh, V + kv_head.to(tl.int64) * stride_vh
         table = TABLE + b * stride_table
@@ -171,22 +168,22 @@ def attention_forward(
         values = V + batch * stride_vb + kv_head.to(tl.int64) * stride_vh + first_k * stride_vs
         table = TABLE
     if HAS_LEFT:
-        acc, m, l = _attend(
-            q, acc, m, l, i, lo, left_end, keys, values, mask, slope, dropout_plane,
+        acc, m, total = _attend(
+            q, acc, m, total, i, lo, left_end, keys, values, mask, slope, dropout_plane,
             stride_ks, stride_vs, stride_kb, stride_vb, stride_mask_q, stride_mask_k, table, page_size,
             seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold, head_dim, head_dim_v,
             BLOCK_N, BLOCK_D, BLOCK_DV, PAGED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
             CHECK_D, CHECK_DV, True,
         )  # fmt: skip
-    acc, m, l = _attend(
-        q, acc, m, l, i, left_end, right_begin, keys, values, mask, slope, dropout_plane,
+    acc, m, total = _attend(
+        q, acc, m, total, i, left_end, right_begin, keys, values, mask, slope, dropout_plane,
         stride_ks, stride_vs, stride_kb, stride_vb, stride_mask_q, stride_mask_k, table, page_size,
         seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold, head_dim, head_dim_v,
         BLOCK_N, BLOCK_D, BLOCK_DV, PAGED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
         CHECK_D, CHECK_DV, False,
     )  # fmt: skip
-    acc, m, l = _attend(
-        q, acc, m, l, i, right_begin, hi, keys, values, mask, slope, dropout_plane,
+    acc, m, total = _attend(
+        q, acc, m, total, i, right_begin, hi, keys, values, mask, slope, dropout_plane,
         stride_ks, stride_vs, stride_kb, stride_vb, stride_mask_q, stride_mask_k, table, page_size,
         seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold, head_dim, head_dim_v,
         BLOCK_N, BLOCK_D, BLOCK_DV, PAGED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
@@ -199,7 +196,7 @@ def attention_forward(
         out = PARTS + (number + rows) * (head_dim_v + 2)
         tl.store(out[:, None] + dv[None, :], acc, mask=used[:, None] & (dv[None, :] < head_dim_v))
         tl.store(out + head_dim_v, natural_log(m, NATURAL), mask=used)
-        tl.store(out + head_dim_v + 1, l, mask=used)
+        tl.store(out + head_dim_v + 1, total, mask=used)
         return
     top = m
     if HAS_SINKS:
@@ -209,16 +206,16 @@ def attention_forward(
         top = tl.maximum(m, sink)
         base = tl.where(top == float("-inf"), 0.0, top)
         alpha = rescale(m, base, NATURAL)
-        l = l * alpha + rescale(sink, base, NATURAL)
+        total = total * alpha + rescale(sink, base, NATURAL)
         acc = acc * alpha[:, None]
-    empty = l == 0.0
-    inverse = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, l))
+    empty = total == 0.0
+    inverse = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, total))
     out = acc * (inverse * dropout_scale)[:, None]
     o_rows = OUT + batch * stride_ob + at[0] * stride_os + at[1] * stride_oh
     tl.store(
         o_rows[:, None] + dv[None, :], cast(out, OUT.dtype.element_ty), mask=used[:, None] & (dv[None, :] < head_dim_v)
     )
-    lse = tl.where(empty, float("-inf"), natural_log(top, NATURAL) + tl.log(tl.where(empty, 1.0, l)))
+    lse = tl.where(empty, float("-inf"), natural_log(top, NATURAL) + tl.log(tl.where(empty, 1.0, total)))
     tl.store(LSE + batch * stride_lb + at[0] * stride_ls + at[1] * stride_lh, lse, mask=used)
     if HAS_STATS:
         # Of an empty row max = +inf, so that every weight is 0.

@@ -5,9 +5,9 @@ over reruns whether that was asked for or not.
     P = exp(S - max) / sum      dS = P * (dP - delta)      delta = rowsum(dO * O) - dlse
     dQ = scale dS K             dK = scale dS^T Q          dV = P^T dO
 
-delta comes from the rounded O, so where one key has nearly all the weight dP - delta is mostly rounding. A block of rows
-whose keys fit in one tile takes delta = sum of P dP - dlse instead, which has dP's own rounding in it. So dQ comes first,
-and leaves delta to the rest.
+delta comes from the rounded O, so where one key has nearly all the weight dP - delta is mostly rounding. A block of
+rows whose keys fit in one tile takes delta = sum of P dP - dlse instead, which has dP's own rounding in it. So dQ comes
+first, and leaves delta to the rest.
 """
 
 from __future__ import annotations
@@ -205,7 +205,8 @@ def attention_backward_keys(
             p, ds, _ = weights_and_gradient(
                 s, dp, i[None, :], j[:, None], m[None, :], inverse[None, :], delta[None, :], mask, slope,
                 b * heads + head, stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap,
-                RNG, threshold, dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, False, -1,
+                RNG, threshold, dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, False,
+                -1,
             )  # fmt: skip
             if WANT_DV:
                 dvalue = dot(cast(p, dout.dtype), dout, dvalue)

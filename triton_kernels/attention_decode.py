@@ -60,7 +60,7 @@ def merge(
     at = PARTS + ((plane.to(tl.int64) * splits + part) * rows_padded + row) * (head_dim_v + 2)
     used = part < splits
     m = tl.load(at + head_dim_v, mask=used, other=float("-inf"))
-    l = tl.load(at + head_dim_v + 1, mask=used, other=0.0)
+    sums = tl.load(at + head_dim_v + 1, mask=used, other=0.0)
     o = tl.load(at[:, None] + dv[None, :], mask=used[:, None] & (dv[None, :] < head_dim_v), other=0.0)
     top = tl.max(m, 0)
     sink = top
@@ -69,7 +69,7 @@ def merge(
         top = tl.maximum(top, sink)
     base = tl.where(top == float("-inf"), 0.0, top)
     weight = tl.exp(m - base)
-    total = tl.sum(l * weight, 0)
+    total = tl.sum(sums * weight, 0)
     if HAS_SINKS:
         total += tl.exp(sink - base)
     empty = total == 0.0

@@ -28,7 +28,10 @@ def attention_backward_mask(
     SIGNED: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """ALL_*: the mask is broadcast along it. DMASK is contiguous. Program (tile of keys, tile of queries, mask plane)."""
+    """ALL_*: the mask is broadcast along it. DMASK is contiguous.
+
+    Program (tile of keys, tile of queries, mask plane).
+    """
     plane = tl.program_id(2)
     b_begin, b_end = plane // mask_heads, plane // mask_heads + 1
     if ALL_BATCHES:
@@ -84,8 +87,9 @@ def attention_backward_mask(
                         dp = dot(dout, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
                         _, ds, _ = weights_and_gradient(
                             s, dp, i[:, None], j[None, :], m, inverse, delta[:, None], mask, slope, b * heads + head,
-                            stride_mask_q, stride_mask_k, len_q, len_k, shift, left, right, scale, softcap, RNG, threshold,
-                            dropout_scale, "float", HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, True, -1,
+                            stride_mask_q, stride_mask_k, len_q, len_k, shift, left, right, scale, softcap, RNG,
+                            threshold, dropout_scale, "float", HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
+                            True, -1,
                         )  # fmt: skip
                         total += ds
     base = DMASK + plane.to(tl.int64) * mask_q * mask_k

@@ -105,8 +105,8 @@ def logits(
 ):
     """From q . k to what softmax_weights takes, excluded pairs at -inf; and tanh(scores / softcap), or s itself.
 
-    That is the logits where something is added to the scores, and otherwise what scale * log2(e), or log2(e), is still to
-    be multiplied with.
+    That is the logits where something is added to the scores, and otherwise what scale * log2(e), or log2(e), is still
+    to be multiplied with.
     """
     capped = s
     if HAS_SOFTCAP:
@@ -129,7 +129,7 @@ def logits(
     return s, capped
 
 
-# Row maxima are kept in units of log 2 ("base 2"), so that a weight is one multiply-add and one exp2; large scores keep the
+# Row maxima are kept in units of log 2, so that a weight is one multiply-add and one exp2; large scores keep the
 # precision of their differences, since the product is not rounded. Where a float mask or ALiBi has been added they are
 # natural logarithms ("NATURAL"): log2(e) times a mask of finfo.min would overflow.
 

@@ -122,7 +122,8 @@ def _run_forward(
         *_broadcast_strides(mask, 4), *_broadcast_strides(call.alibi_slopes, 2),
         0 if table is None else table.stride(0),
         heads, group, seqlen_q, seqlen_k,
-        page_size=page_size, splits=splits, threshold=dropout_threshold(dropout_p), dropout_scale=dropout_scale(dropout_p),
+        page_size=page_size, splits=splits, threshold=dropout_threshold(dropout_p),
+        dropout_scale=dropout_scale(dropout_p),
         HAS_SINKS=call.sinks is not None, HAS_DROPOUT=rng is not None, VARLEN=cu_seqlens[0] is not None,
         CACHE=lengths_k is not None, PAGED=table is not None, PACKED=packed, SPLIT=splits > 1,
         HAS_STATS=stats is not None, **_features(call), **widths, **chosen.options,
@@ -269,7 +270,8 @@ def _run_backward(
     chosen = _config("attention_backward_rows", q, widths)
     attention_backward.attention_backward_rows[(-(-seqlen_q // chosen.blocks["BLOCK_M"]), batch * heads)](
         q, k, v, out, dout, dlse, stats, delta, dq, mask, call.alibi_slopes, call.rng, *cu_seqlens,
-        *strides(q), *strides(k), *strides(v), *strides(out), *strides(dout), *((0, 0, 0) if dq is None else strides(dq)),
+        *strides(q), *strides(k), *strides(v), *strides(out), *strides(dout),
+        *((0, 0, 0) if dq is None else strides(dq)),
         *((0, 0, 0) if dlse is None else strides(dlse)), *strides(stats), *strides(delta), *options, *sizes,
         HAS_DLSE=dlse is not None, WANT_DQ=dq is not None, **shared, **chosen.options,
     )  # fmt: skip
@@ -284,16 +286,14 @@ def _run_backward(
         )  # fmt: skip
     dmask = dsinks = None
     if wanted[3]:
+        assert mask is not None
         dmask = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
-        shared.pop("MASK")
+        del shared["MASK"]
         chosen = _config("attention_backward_mask", q, widths)
         mb, mh, mq, mk = mask.shape
-        grid = (
-            1 if mk == 1 else -(-mk // chosen.blocks["BLOCK_N"]),
-            1 if mq == 1 else -(-mq // chosen.blocks["BLOCK_M"]),
-        )
-        attention_mask_gradient.attention_backward_mask[(*grid, mb * mh)](
-            q, k, v, dout, stats, delta, dmask, mask, call.alibi_slopes, call.rng, *cu_seqlens,
+        tiles_k, tiles_q = -(-mk // chosen.blocks["BLOCK_N"]), -(-mq // chosen.blocks["BLOCK_M"])
+        attention_mask_gradient.attention_backward_mask[(tiles_k, tiles_q, mb * mh)](
+        q, k, v, dout, stats, delta, dmask, mask, call.alibi_slopes, call.rng, *cu_seqlens,
             *strides(q), *strides(k), *strides(v), *strides(dout), *strides(stats), *strides(delta), *options,
             batch, heads, heads // heads_kv, mh, mq, mk, seqlen_q, seqlen_k,
             ALL_BATCHES=mb == 1 and batch > 1, ALL_HEADS=mh == 1 and heads > 1,
