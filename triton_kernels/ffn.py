@@ -20,6 +20,7 @@ from .compile import Instance
 from .ffn_product import (
     add_bias,
     dropout_factors,
+    indices,
     launch_product,
     multiply,
     parts,
@@ -81,18 +82,21 @@ def _finish_out(
     out,
     threshold,
     scale,
-    row,
-    column,
+    block_m,
+    block_n,
     rows,
     width,
     residual_row_stride,
     residual_column_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """Bias, dropout and residual of a tile of the second product; stores out."""
+    row, column = indices(block_m, BLOCK_M), indices(block_n, BLOCK_N)
     if bias is not None:
         acc = add_bias(acc, bias, column, width)
     if rng is not None:
-        acc *= dropout_factors(rng, threshold, scale, row, column)
+        acc *= dropout_factors(rng, threshold, scale, block_m, block_n, BLOCK_M, BLOCK_N)
     inside = (row < rows)[:, None] & (column < width)[None, :]
     if residual is not None:
         at = row[:, None] * residual_row_stride + column[None, :] * residual_column_stride
@@ -123,7 +127,8 @@ def in_kernel(
     GROUP_M: tl.constexpr,
 ):
     """hidden (rows, width) = act(x w_in^T + bias); gated: the gate's tile and the up projection's in one program."""
-    _, row, column = program_tile(rows, width, BLOCK_M, BLOCK_N, GROUP_M)
+    block_m, block_n = program_tile(rows, width, BLOCK_M, BLOCK_N, GROUP_M)
+    row, column = indices(block_m, BLOCK_M), indices(block_n, BLOCK_N)
     up_rows = tl.full((), 1, tl.int64) * width * w_row_stride
     gate, up = multiply(
         x, w_in, up_rows, row, column, rows, width, 0, depth, x_row_stride, x_depth_stride, w_depth_stride,
@@ -156,14 +161,15 @@ def out_kernel(
     GROUP_M: tl.constexpr,
 ):
     """out (rows, width) = residual + dropout(hidden w_out^T + bias). hidden and out are contiguous."""
-    _, row, column = program_tile(rows, width, BLOCK_M, BLOCK_N, GROUP_M)
+    block_m, block_n = program_tile(rows, width, BLOCK_M, BLOCK_N, GROUP_M)
+    row, column = indices(block_m, BLOCK_M), indices(block_n, BLOCK_N)
     acc, _ = multiply(
         hidden, w_out, 0, row, column, rows, width, 0, depth, depth, 1, w_depth_stride, w_row_stride, False, EVEN_K,
         BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     _finish_out(
-        acc, bias, residual, rng, out, threshold, scale, row, column, rows, width, residual_row_stride,
-        residual_column_stride,
+        acc, bias, residual, rng, out, threshold, scale, block_m, block_n, rows, width, residual_row_stride,
+        residual_column_stride, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 
@@ -191,7 +197,8 @@ def in_parts_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """What in_kernel does after its product, whose parts (count, rows, width, or 2 width if GATED) are added here."""
-    _, row, column = program_tile(rows, width, BLOCK_M, BLOCK_N, 1)
+    block_m, block_n = program_tile(rows, width, BLOCK_M, BLOCK_N, 1)
+    row, column = indices(block_m, BLOCK_M), indices(block_n, BLOCK_N)
     inside = (row < rows)[:, None] & (column < width)[None, :]
     inner = width
     if GATED:
@@ -223,14 +230,15 @@ def out_parts_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """What out_kernel does after its product, whose parts (count, rows, width) are added here."""
-    _, row, column = program_tile(rows, width, BLOCK_M, BLOCK_N, 1)
+    block_m, block_n = program_tile(rows, width, BLOCK_M, BLOCK_N, 1)
+    row, column = indices(block_m, BLOCK_M), indices(block_n, BLOCK_N)
     inside = (row < rows)[:, None] & (column < width)[None, :]
     at = row[:, None] * width + column[None, :]
     part_stride = tl.full((), 1, tl.int64) * rows * width
     acc = _sum_parts(parts, at, count, part_stride, inside, BLOCK_M, BLOCK_N)
     _finish_out(
-        acc, bias, residual, rng, out, threshold, scale, row, column, rows, width, residual_row_stride,
-        residual_column_stride,
+        acc, bias, residual, rng, out, threshold, scale, block_m, block_n, rows, width, residual_row_stride,
+        residual_column_stride, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 

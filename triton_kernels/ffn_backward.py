@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .activations import activate
 from .ffn import GATES, Dropout
-from .ffn_product import dropout_factors, multiply, program_tile, store, table_key, tiles
+from .ffn_product import dropout_factors, indices, multiply, program_tile, store, table_key, tiles
 from .launch import config
 
 
@@ -35,11 +35,12 @@ def drop_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """dz (rows, width) = dropout(dout)."""
-    _, row, column = program_tile(rows, width, BLOCK_M, BLOCK_N, 1)
+    block_m, block_n = program_tile(rows, width, BLOCK_M, BLOCK_N, 1)
+    row, column = indices(block_m, BLOCK_M), indices(block_n, BLOCK_N)
     inside = (row < rows)[:, None] & (column < width)[None, :]
     at = row[:, None] * row_stride + column[None, :] * column_stride
     kept = tl.load(dout + at, mask=inside, other=0.0).to(tl.float32)
-    kept *= dropout_factors(rng, threshold, scale, row, column)
+    kept *= dropout_factors(rng, threshold, scale, block_m, block_n, BLOCK_M, BLOCK_N)
     store(dz + row[:, None] * width + column[None, :], kept, inside)
 
 
@@ -73,7 +74,8 @@ def hidden_gradient_kernel(
     GROUP_M: tl.constexpr,
 ):
     """dpre and hidden from dz w_out and pre; sums (row blocks, width or 2 width): dpre summed over a block of rows."""
-    block, row, column = program_tile(rows, width, BLOCK_M, BLOCK_N, GROUP_M)
+    block_m, block_n = program_tile(rows, width, BLOCK_M, BLOCK_N, GROUP_M)
+    row, column = indices(block_m, BLOCK_M), indices(block_n, BLOCK_N)
     dh, _ = multiply(
         dz, w_out, 0, row, column, rows, width, 0, depth, dz_row_stride, dz_depth_stride, w_depth_stride,
         w_column_stride, False, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
@@ -88,7 +90,7 @@ def hidden_gradient_kernel(
         dup = dh * value
         store(dpre + at + width, dup, inside)
         if sums is not None:
-            _store_sums(sums + width, dup, block, column, width, inner)
+            _store_sums(sums + width, dup, block_m, column, width, inner)
         up = tl.load(pre + at + width, mask=inside, other=0.0).to(tl.float32)
         value *= up
         dh *= up
@@ -97,7 +99,7 @@ def hidden_gradient_kernel(
     dh *= slope
     store(dpre + at, dh, inside)
     if sums is not None:
-        _store_sums(sums, dh, block, column, width, inner)
+        _store_sums(sums, dh, block_m, column, width, inner)
 
 
 def dropped(dout: Tensor, dropout: Dropout | None) -> Tensor:

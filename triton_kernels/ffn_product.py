@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import Config, config
-from .math import INTERPRETED, cast, dot, philox_bits
+from .math import INTERPRETED, cast, dot
 
 #: Up to so many rows a product is bound by reading its weights, once.
 FEW_ROWS = 16
@@ -18,7 +18,7 @@ FEW_ROWS = 16
 
 @triton.jit
 def program_tile(rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
-    """The row block, and the (64-bit) rows and columns of this program.
+    """The row block and the column block of this program.
 
     Programs that run at the same time form a square of tiles rather than a row, so that both operands stay in L2.
     """
@@ -28,9 +28,13 @@ def program_tile(rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GR
     within = program % (GROUP_M * across)
     height = tl.minimum(tl.cdiv(rows, BLOCK_M) - group * GROUP_M, GROUP_M)
     block = group * GROUP_M + within % height
-    row = block.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = (within // height).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    return block, row, column
+    return block, within // height
+
+
+@triton.jit
+def indices(block, SIZE: tl.constexpr):
+    """The rows, or columns, of a block: 64 bits wide, for offsets."""
+    return block.to(tl.int64) * SIZE + tl.arange(0, SIZE)
 
 
 @triton.jit
@@ -94,12 +98,39 @@ def store(pointer, x, mask):
 
 
 @triton.jit
-def dropout_factors(rng, threshold, scale, row, column):
-    """scale where an element stays, else 0. threshold is unsigned, passed as a signed number."""
-    bits = philox_bits(
-        rng, column.to(tl.int32)[None, :], row.to(tl.uint32)[:, None], (row >> 32).to(tl.uint32)[:, None]
-    )
-    return tl.where(bits >= threshold.to(tl.uint32, bitcast=True), scale, 0.0)
+def _philox(rng, c0, c1, c2):
+    """Four words of random bits for each counter (c0, c1, c2, offset); see csrc/common/philox.h."""
+    seed = tl.load(rng)
+    c3 = c0 * 0 + tl.load(rng + 1).to(tl.uint32)
+    k0 = seed.to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        a, b = c0, c2
+        c0 = tl.umulhi(b, 0xCD9E8D57) ^ c1 ^ k0
+        c2 = tl.umulhi(a, 0xD2511F53) ^ c3 ^ k1
+        c1 = b * 0xCD9E8D57
+        c3 = a * 0xD2511F53
+        k0 += 0x9E3779B9
+        k1 += 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def dropout_factors(rng, threshold, scale, block_m, block_n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """For a tile, scale where an element stays, else 0. threshold is unsigned, passed as a signed number.
+
+    A counter serves four neighbours in a row, so that it is computed once for them rather than by each.
+    """
+    row = indices(block_m, BLOCK_M)[:, None]
+    zero = tl.zeros((BLOCK_M, BLOCK_N // 4), tl.uint32)
+    column = indices(block_n, BLOCK_N // 4)[None, :].to(tl.uint32)
+    w0, w1, w2, w3 = _philox(rng, zero + column, zero + row.to(tl.uint32), zero + (row >> 32).to(tl.uint32))
+    least = threshold.to(tl.uint32, bitcast=True)
+    # A word is an index of two bits: the outer join makes the lower one, the last dimension.
+    even = tl.join((w0 >= least).to(tl.int8), (w2 >= least).to(tl.int8))
+    odd = tl.join((w1 >= least).to(tl.int8), (w3 >= least).to(tl.int8))
+    kept = tl.reshape(tl.join(even, odd), (BLOCK_M, BLOCK_N))
+    return tl.where(kept != 0, scale, 0.0)
 
 
 @triton.jit
@@ -122,7 +153,8 @@ def product_kernel(
     GROUP_M: tl.constexpr,
 ):
     """out (parts, rows, columns): a @ b, summed over one chunk of the depth in each part."""
-    _, row, column = program_tile(rows, columns, BLOCK_M, BLOCK_N, GROUP_M)
+    block_m, block_n = program_tile(rows, columns, BLOCK_M, BLOCK_N, GROUP_M)
+    row, column = indices(block_m, BLOCK_M), indices(block_n, BLOCK_N)
     part = tl.program_id(1)
     begin = part * chunk
     end = tl.minimum(begin + chunk, depth)
