@@ -70,7 +70,7 @@ def _attend(
         j = start + tl.arange(0, BLOCK_N)
         k = _load_keys(keys_base, j, d, stride_ks, end, head_dim, table, page_size, stride_kp, PAGED, MASKED, CHECK_D)
         s = dot(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32))
-        s, _ = logits(
+        s, _capped = logits(
             s, i[:, None], j[None, :], mask, stride_mask_q, stride_mask_k, slope, seqlen_q, tl.minimum(seqlen_k, end),
             shift, left, right, scale, softcap, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_LEFT, HAS_RIGHT, MASKED,
         )  # fmt: skip
@@ -146,7 +146,7 @@ def attention_forward(
     lo, hi, lo_all, hi_all = key_range(first, last, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
     if SPLIT:
         # The whole sequence's range is cut, at tile borders: independent of how rows are cut into blocks.
-        whole_lo, whole_hi, _, _ = key_range(0, seqlen_q - 1, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
+        whole_lo, whole_hi, _lo, _hi = key_range(0, seqlen_q - 1, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
         tiles = tl.cdiv(whole_hi - whole_lo, BLOCK_N)
         part = tl.program_id(2)
         lo = tl.maximum(lo, whole_lo + tiles * part // splits * BLOCK_N)

@@ -93,7 +93,7 @@ def attention_backward_rows(
         dlse = tl.load(DLSE + batch * stride_lb + h * stride_lh + at * stride_ls, mask=used, other=0.0)
     delta -= dlse
     shift = diagonal(seqlen_q, seqlen_k, TOP_LEFT)
-    lo, hi, _, _ = key_range(first, last, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
+    lo, hi, _lo, _hi = key_range(first, last, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
     stats = STATS + batch * stride_tb + h * stride_th + at * stride_ts
     m = tl.load(stats, mask=used, other=float("inf"))[:, None]
     inverse = tl.load(stats + 1, mask=used, other=0.0)[:, None]
@@ -115,7 +115,7 @@ def attention_backward_rows(
         v = load_block(values, j, dv, stride_vs, seqlen_k, head_dim_v)
         s = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
         dp = dot(dout, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-        _, ds, all_delta = weights_and_gradient(
+        _p, ds, all_delta = weights_and_gradient(
             s, dp, i[:, None], j[None, :], m, inverse, dlse[:, None], mask, slope, plane,
             stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold,
             dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, False, 1,
@@ -129,7 +129,7 @@ def attention_backward_rows(
             v = load_block(values, j, dv, stride_vs, seqlen_k, head_dim_v)
             s = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
             dp = dot(dout, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-            _, ds, _ = weights_and_gradient(
+            _p, ds, _delta = weights_and_gradient(
                 s, dp, i[:, None], j[None, :], m, inverse, delta[:, None], mask, slope, plane,
                 stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold,
                 dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, False, -1,
@@ -179,7 +179,7 @@ def attention_backward_keys(
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dvalue = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
     shift = diagonal(seqlen_q, seqlen_k, TOP_LEFT)
-    lo, hi, _, _ = query_range(first, last, shift, seqlen_q, left, right, HAS_LEFT, HAS_RIGHT)
+    lo, hi, _lo, _hi = query_range(first, last, shift, seqlen_q, left, right, HAS_LEFT, HAS_RIGHT)
     for member in tl.range(0, group):
         head = kv_head * group + member
         h = wide(head)
@@ -202,7 +202,7 @@ def attention_backward_keys(
             dout = load_block(gradients, i, dv, stride_ds, seqlen_q, head_dim_v)
             s = dot(k, tl.trans(q), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
             dp = dot(v, tl.trans(dout), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
-            p, ds, _ = weights_and_gradient(
+            p, ds, _delta = weights_and_gradient(
                 s, dp, i[None, :], j[:, None], m[None, :], inverse[None, :], delta[None, :], mask, slope,
                 b * heads + head, stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap,
                 RNG, threshold, dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, False,

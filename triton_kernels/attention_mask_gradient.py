@@ -77,7 +77,7 @@ def attention_backward_mask(
                     DOUT + batch * stride_db + h * stride_dh + first_q * stride_ds, i, dv, stride_ds, len_q, head_dim_v
                 )
                 last = tl.minimum(q_start + BLOCK_M, len_q) - 1
-                lo, hi, _, _ = key_range(q_start, last, shift, len_k, left, right, HAS_LEFT, HAS_RIGHT)
+                lo, hi, _lo, _hi = key_range(q_start, last, shift, len_k, left, right, HAS_LEFT, HAS_RIGHT)
                 for k_start in tl.range(k_begin, k_end, BLOCK_N):
                     if (k_start < hi) & (k_start + BLOCK_N > lo):
                         j = k_start + tl.arange(0, BLOCK_N)
@@ -85,7 +85,7 @@ def attention_backward_mask(
                         v = load_block(values, j, dv, stride_vs, len_k, head_dim_v)
                         s = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
                         dp = dot(dout, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-                        _, ds, _ = weights_and_gradient(
+                        _p, ds, _delta = weights_and_gradient(
                             s, dp, i[:, None], j[None, :], m, inverse, delta[:, None], mask, slope, b * heads + head,
                             stride_mask_q, stride_mask_k, len_q, len_k, shift, left, right, scale, softcap, RNG,
                             threshold, dropout_scale, "float", HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
