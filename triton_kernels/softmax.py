@@ -20,14 +20,14 @@ import triton.language as tl
 
 from .compile import Instance
 from .launch import table_config
-from .math import LN2, LOG2E, cast
+from .math import LOG2E, cast, wide
 from .softmax_table import TABLE
 
 #: A maximum that nothing has entered yet. Finite, so that no difference of maxima is inf - inf.
 _LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)
 _INF: tl.constexpr = tl.constexpr(float("inf"))
-#: What the float32 nearest to log2(e) lacks.
-_LOG2E_REST: tl.constexpr = tl.constexpr(1.925963033500e-8)
+#: 1.5 * 2^23: what is added to it is rounded to a whole number.
+_ROUND: tl.constexpr = tl.constexpr(12582912.0)
 #: ln(2) as a number of few bits, whose small multiples are exact, and the rest of it.
 _LN2_HIGH: tl.constexpr = tl.constexpr(0.693145751953125)
 _LN2_LOW: tl.constexpr = tl.constexpr(1.428606820309417e-6)
@@ -42,13 +42,13 @@ _WRITE: tl.constexpr = tl.constexpr(WRITE)
 
 @triton.jit
 def _exp(x, PRECISE: tl.constexpr):
-    """e^x for x <= 0. The hardware computes 2^x; PRECISE, for float32 results, repairs the rounding of x * log2(e)."""
+    """e^x for x <= 0. The hardware computes 2^x, and x * log2(e) is rounded, relative to x: PRECISE, for float32 results,
+    splits x = k ln(2) + r, so that only r, which is small, is."""
     if PRECISE:
         x = tl.where(x < -200.0, -200.0, x)  # gives 0 as well, without inf - inf
-        t = x * LOG2E
-        rest = tl.fma(x, LOG2E, -t) + x * _LOG2E_REST
-        e = tl.exp2(t)
-        e += e * (rest * LN2)
+        k = (x * LOG2E + _ROUND) - _ROUND
+        r = (x - k * _LN2_HIGH) - k * _LN2_LOW
+        e = tl.exp2(r * LOG2E) * tl.exp2(k)
     else:
         e = tl.exp(x)
     return e
@@ -73,7 +73,7 @@ def _tile_rows(inner, middle, ROWS: tl.constexpr, WIDE: tl.constexpr):
     """This program's position in the two outer row dimensions, and its rows in the inner one, (ROWS, 1)."""
     program = tl.program_id(0)
     if WIDE:
-        program = program.to(tl.int64)
+        program = wide(program)
     blocks = tl.cdiv(inner, ROWS)
     outer = program // blocks
     row = (program % blocks) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -173,7 +173,7 @@ def softmax_forward_looped(
     if mask is not None:
         mask += i * m0 + j * m1 + row * m2
     y += i * y0 + j * y1 + row * y2
-    begin = tl.program_id(1) * piece
+    begin = (wide(tl.program_id(1)) if WIDE else tl.program_id(1)) * piece
     end = tl.minimum(begin + piece, columns)
     slot = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]) * PIECES
     sums = tl.num_programs(0) * ROWS * PIECES
@@ -266,7 +266,7 @@ def softmax_backward_looped(
     i, j, row = _tile_rows(inner, middle, ROWS, WIDE)
     y += i * y0 + j * y1 + row * y2
     dy += i * d0 + j * d1 + row * d2
-    begin = tl.program_id(1) * piece
+    begin = (wide(tl.program_id(1)) if WIDE else tl.program_id(1)) * piece
     end = tl.minimum(begin + piece, columns)
     slot = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]) * PIECES
     if PHASE == _WRITE:

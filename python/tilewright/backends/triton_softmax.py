@@ -26,8 +26,8 @@ Ints = tuple[int, ...]
 
 _ROW_DIMS = 3
 _MAX_PIECES = 128
-#: Offsets from here on need 64 bits.
-_INT32 = 2**31
+#: From here on indices and offsets, also those that a tile has behind a tensor's end, are computed in 64 bits.
+_WIDE = 2**31 - 2**20
 #: As if the interpreter had that many multiprocessors, so that it cuts rows as well.
 _INTERPRETED_PROCESSORS = 4
 
@@ -110,7 +110,7 @@ def plan(name: str, shape: Ints, dim: int, strides: tuple[Ints, ...], causal: bo
         found = config(name, f"{'across ' if across else ''}{next_power_of_2(columns)}", device)
     block = min(found.blocks["ROWS"], next_power_of_2(inner))
     programs = outer * middle * -(-inner // block)
-    wide = max(_span(shape, s) for s in strides) + 1 >= _INT32 or outer * middle * inner >= _INT32
+    wide = max(outer * middle * inner, columns, *(_span(shape, s) for s in strides)) >= _WIDE
     done = Plan(
         None,
         getattr(kernels, f"{name}_looped" if looped else name),
