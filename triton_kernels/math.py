@@ -37,7 +37,9 @@ def wide(n):
 def multiply_add(a, b, c):
     """a * b + c, rounded once, as the hardware's instruction does it."""
     if _UPCAST:
-        return (a.to(tl.float64) * b + c).to(tl.float32)
+        # b may be a number of Python's, with more digits than the hardware would see.
+        b = tl.zeros([], tl.float32) + b
+        return (a.to(tl.float64) * b.to(tl.float64) + c).to(tl.float32)
     return tl.fma(a, b, c)
 
 
