@@ -34,8 +34,8 @@ class Instance(NamedTuple):
 
 
 class MachineCode(NamedTuple):
-    """Of one kernel: registers and stack bytes per thread, shared memory bytes; how many instructions spill, and how many
-    of each kind multiply matrices."""
+    """Of one kernel: registers and stack bytes per thread, shared memory bytes; how many instructions spill, and how
+    many of each kind multiply matrices."""
 
     registers: int
     stack: int
