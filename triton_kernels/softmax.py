@@ -42,8 +42,8 @@ _WRITE: tl.constexpr = tl.constexpr(WRITE)
 
 @triton.jit
 def _exp(x, PRECISE: tl.constexpr):
-    """e^x for x <= 0. The hardware computes 2^x, and x * log2(e) is rounded, relative to x: PRECISE, for float32 results,
-    splits x = k ln(2) + r, so that only r, which is small, is."""
+    """e^x for x <= 0. The hardware computes 2^x, and a large x * log2(e) is rounded coarsely: PRECISE, for float32
+    results, splits x = k ln(2) + r, so that only r is multiplied."""
     if PRECISE:
         x = tl.where(x < -200.0, -200.0, x)  # gives 0 as well, without inf - inf
         k = (x * LOG2E + _ROUND) - _ROUND
