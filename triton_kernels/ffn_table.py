@@ -55,7 +55,12 @@ TABLE: dict[str, dict[str, dict[str, _Row]]] = {
         "ffn_out": {"half": _product(128, 128, 32, 8, 4), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
         "ffn_hidden_gradient": {"half": _product(128, 64, 32, 8, 4), "fp32": _product(64, 64, 16, 4, 3)},
         "ffn_hidden_gradient_gated": {"half": _product(128, 64, 32, 8, 4), "fp32": _product(64, 64, 16, 4, 3)},
-        "ffn_product": {"half": _product(128, 128, 32, 8, 4), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
+        "ffn_product": {
+            "half": _product(128, 128, 32, 8, 4),
+            "fp32": _product(64, 64, 16, 4, 3),
+            **_SMALL,
+            "small_half": _product(16, 16, 128, 4, 6),
+        },
         **_ELEMENTWISE,
     },
     # Two warpgroups of 64 rows each: with 128 x 256 tiles the epilogues would not fit into the registers.
