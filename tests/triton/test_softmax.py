@@ -191,11 +191,11 @@ def test_every_configuration_has_instances(architecture: str) -> None:
 
 
 def test_every_width_has_a_configuration() -> None:
-    for table in TABLE.values():
-        for (kernel, across), widest in WIDEST.items():
-            for power in range(widest.bit_length()):
-                key = f"{'across ' if across else ''}{1 << power}"
-                assert table[kernel][key][0]["COLUMNS"] == 1 << power
+    for architecture, table in TABLE.items():
+        for kernel, widest in WIDEST[architecture].items():
+            for prefix, columns in zip(("", "across "), widest, strict=True):
+                for power in range(columns.bit_length()):
+                    assert table[kernel][f"{prefix}{1 << power}"][0]["COLUMNS"] == 1 << power
 
 
 def test_reference_is_not_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..ops.softmax import SoftmaxCall, causal_shift
 from ..registry import Implementation
 from ..triton_kernels import softmax as kernels
-from ..triton_kernels.launch import config, next_power_of_2
+from ..triton_kernels.launch import architecture, config, next_power_of_2
 from ..triton_kernels.math import INTERPRETED
 from ..triton_kernels.softmax_table import WIDEST
 from .triton import unsupported
@@ -103,7 +103,7 @@ def plan(name: str, shape: Ints, dim: int, strides: tuple[Ints, ...], causal: bo
     columns = shape[dim]
     steps = [[0] * missing + r + [s[dim]] for r, s in zip(rows.strides, strides, strict=True)]
     across = steps[0][3] != 1 and steps[0][2] == 1 and columns > 1
-    looped = columns > WIDEST[name, across]
+    looped = columns > WIDEST[architecture(device)][name][across]
     if looped:
         found = config(f"{name}_looped", "across" if across else "", device)
     else:
