@@ -99,10 +99,14 @@ def plan(name: str, shape: Ints, dim: int, strides: tuple[Ints, ...], causal: bo
     missing = _ROW_DIMS - len(rows.sizes)
     if missing < 0:
         return Plan(dim=rows.dims[0])
-    outer, middle, inner = [1] * missing + rows.sizes
-    columns = shape[dim]
+    sizes = [1] * missing + rows.sizes
     steps = [[0] * missing + r + [s[dim]] for r, s in zip(rows.strides, strides, strict=True)]
+    columns = shape[dim]
     across = steps[0][3] != 1 and steps[0][2] == 1 and columns > 1
+    if not causal and not across:  # the order of rows is free: the largest dimension inside fills the tiles best
+        order = sorted(range(_ROW_DIMS), key=sizes.__getitem__)
+        sizes, steps = [sizes[d] for d in order], [[*(s[d] for d in order), s[3]] for s in steps]
+    outer, middle, inner = sizes
     looped = columns > WIDEST[architecture(device)][name][across]
     if looped:
         found = config(f"{name}_looped", "across" if across else "", device)
