@@ -32,6 +32,9 @@ _ROUND: tl.constexpr = tl.constexpr(12582912.0)
 _LN2_HIGH: tl.constexpr = tl.constexpr(0.693145751953125)
 _LN2_LOW: tl.constexpr = tl.constexpr(1.428606820309417e-6)
 
+#: Elements that a thread loads at once, at most: 16 bytes of a bool mask.
+_LOADED: tl.constexpr = tl.constexpr(16)
+
 #: PHASE of the looped kernels: both loops in one program, or one of them on a piece of the row.
 WHOLE, GATHER, WRITE = 0, 1, 2
 _GATHER: tl.constexpr = tl.constexpr(GATHER)
@@ -93,6 +96,19 @@ def _store(pointers, values, live):
     tl.store(pointers, cast(values, pointers.dtype.element_ty), live)
 
 
+@triton.jit
+def _kept(row, column, causal_shift, SQUARE: tl.constexpr):
+    """The causal bound; in squares of that size, kept if any of it is, so that it does not cut wide loads apart."""
+    return column // SQUARE * SQUARE <= row // SQUARE * SQUARE + (SQUARE - 1 + causal_shift)
+
+
+@triton.jit
+def _piece(columns, steps, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
+    """This program's piece of the row: its first column, and its steps, of which there are fewer at the row's end."""
+    begin = (wide(tl.program_id(1)) if WIDE else tl.program_id(1)) * steps * COLUMNS
+    return begin, tl.minimum(steps, tl.cdiv(tl.maximum(columns - begin, 0), COLUMNS))
+
+
 # --- forward -------------------------------------------------------------------------------------------------------
 
 
@@ -103,7 +119,7 @@ def _scores(
 ):  # fmt: skip
     """scale * x + mask of a tile, in float32; -inf where excluded or not live. x and mask point to the rows."""
     if CAUSAL:
-        live = live & (column <= row + causal_shift)
+        live = live & _kept(row, column, causal_shift, _LOADED)
     s = tl.load(x + column * x3, live, other=0.0, eviction_policy=EVICT).to(tl.float32) * scale
     if mask is not None:
         m = tl.load(mask + column * m3, live, other=0)
@@ -111,6 +127,8 @@ def _scores(
             live = live & (m != 0)
         else:
             s += m.to(tl.float32)
+    if CAUSAL:
+        live = live & _kept(row, column, causal_shift, 1)
     return tl.where(live, s, -_INF)
 
 
@@ -156,14 +174,14 @@ def _merge(top, total, PRECISE: tl.constexpr):
     return best, tl.sum(total * _exp(top - best, PRECISE), 1, keep_dims=True)
 
 
-@triton.jit(do_not_specialize=["causal_shift", "middle", "piece"])
+@triton.jit(do_not_specialize=["causal_shift", "middle", "steps"])
 def softmax_forward_looped(
-    x, y, mask, partial, scale, causal_shift, middle, inner, columns, piece,
+    x, y, mask, partial, scale, causal_shift, middle, inner, columns, steps,
     x0, x1, x2, x3, y0, y1, y2, y3, m0, m1, m2, m3,
     LOG: tl.constexpr, CAUSAL: tl.constexpr, BOOL_MASK: tl.constexpr, WIDE: tl.constexpr,
     PHASE: tl.constexpr, PIECES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Rows of any width, in pieces of ``piece`` columns, a multiple of COLUMNS.
+    """Rows of any width, in pieces of ``steps`` times COLUMNS columns.
 
     partial: (2, programs * ROWS, PIECES) maxima and sums, from the gathering launch to the writing one.
     """
@@ -173,8 +191,7 @@ def softmax_forward_looped(
     if mask is not None:
         mask += i * m0 + j * m1 + row * m2
     y += i * y0 + j * y1 + row * y2
-    begin = (wide(tl.program_id(1)) if WIDE else tl.program_id(1)) * piece
-    end = tl.minimum(begin + piece, columns)
+    begin, steps = _piece(columns, steps, COLUMNS, WIDE)
     slot = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]) * PIECES
     sums = tl.num_programs(0) * ROWS * PIECES
     if PHASE == _WRITE:
@@ -184,12 +201,13 @@ def softmax_forward_looped(
         # Every lane has a maximum and a sum of its own, so that the loop needs no exchange between threads.
         best = tl.full((ROWS, COLUMNS), _LOWEST, tl.float32)
         added = tl.zeros((ROWS, COLUMNS), tl.float32)
-        last = end
+        gathered = steps
         if CAUSAL:
-            last = tl.minimum(end, (tl.program_id(0) % tl.cdiv(inner, ROWS)) * ROWS + ROWS + causal_shift)
-        for start in range(begin, last, COLUMNS):
-            column = _tile_columns(start, COLUMNS, WIDE)
-            live = (row < inner) & (column < end)
+            last = (tl.program_id(0) % tl.cdiv(inner, ROWS)) * ROWS + ROWS + causal_shift
+            gathered = tl.minimum(steps, tl.cdiv(tl.maximum(last - begin, 0), COLUMNS))
+        for step in range(gathered):
+            column = _tile_columns(begin + step * COLUMNS, COLUMNS, WIDE)
+            live = (row < inner) & (column < columns)
             s = _scores(x, x3, mask, m3, scale, causal_shift, row, column, live, "evict_last", CAUSAL, BOOL_MASK)
             e = _exp(-tl.abs(s - best), PRECISE)
             added = tl.where(s > best, added * e + 1.0, added + e)
@@ -200,10 +218,9 @@ def softmax_forward_looped(
         tl.store(partial + slot, top)
         tl.store(partial + sums + slot, total)
     else:
-        steps = tl.cdiv(end - begin, COLUMNS)
         for step in range(steps):
             column = _tile_columns(begin + (steps - 1 - step) * COLUMNS, COLUMNS, WIDE)
-            live = (row < inner) & (column < end)
+            live = (row < inner) & (column < columns)
             s = _scores(x, x3, mask, m3, scale, causal_shift, row, column, live, "evict_first", CAUSAL, BOOL_MASK)
             _store(y + column * y3, _normalised(s, top, total, LOG, PRECISE), live)
 
@@ -217,7 +234,7 @@ def _load_gradient(
 ):  # fmt: skip
     """y and dy of a tile, in float32. What is excluded has y = 0 (LOG: -inf) and must not count in a sum of dy."""
     if CAUSAL:
-        live = live & (column <= row + causal_shift)
+        live = live & _kept(row, column, causal_shift, _LOADED)
     p = tl.load(y + column * y3, live, other=-_INF if LOG else 0.0, eviction_policy=EVICT).to(tl.float32)
     g = tl.load(dy + column * d3, live, other=0.0, eviction_policy=EVICT).to(tl.float32)
     if LOG:
@@ -254,9 +271,9 @@ def softmax_backward(
     _store_gradient(dx, ds, at, p, g, total, scale, live, LOG, PRECISE)
 
 
-@triton.jit(do_not_specialize=["causal_shift", "middle", "piece"])
+@triton.jit(do_not_specialize=["causal_shift", "middle", "steps"])
 def softmax_backward_looped(
-    y, dy, dx, ds, partial, scale, causal_shift, middle, inner, columns, piece,
+    y, dy, dx, ds, partial, scale, causal_shift, middle, inner, columns, steps,
     y0, y1, y2, y3, d0, d1, d2, d3, o0, o1, o2, o3,
     LOG: tl.constexpr, CAUSAL: tl.constexpr, WIDE: tl.constexpr,
     PHASE: tl.constexpr, PIECES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -266,26 +283,24 @@ def softmax_backward_looped(
     i, j, row = _tile_rows(inner, middle, ROWS, WIDE)
     y += i * y0 + j * y1 + row * y2
     dy += i * d0 + j * d1 + row * d2
-    begin = (wide(tl.program_id(1)) if WIDE else tl.program_id(1)) * piece
-    end = tl.minimum(begin + piece, columns)
+    begin, steps = _piece(columns, steps, COLUMNS, WIDE)
     slot = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]) * PIECES
     if PHASE == _WRITE:
         total = tl.sum(tl.load(partial + slot + tl.arange(0, PIECES)[None, :]), 1, keep_dims=True)
     else:
         added = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for start in range(begin, end, COLUMNS):
-            column = _tile_columns(start, COLUMNS, WIDE)
-            live = (row < inner) & (column < end)
+        for step in range(steps):
+            column = _tile_columns(begin + step * COLUMNS, COLUMNS, WIDE)
+            live = (row < inner) & (column < columns)
             p, g = _load_gradient(y, y3, dy, d3, causal_shift, row, column, live, "evict_last", LOG, CAUSAL)
             added += g if LOG else p * g
         total = tl.sum(added, 1, keep_dims=True)
     if PHASE == _GATHER:
         tl.store(partial + slot + tl.program_id(1), total)
     else:
-        steps = tl.cdiv(end - begin, COLUMNS)
         for step in range(steps):
             column = _tile_columns(begin + (steps - 1 - step) * COLUMNS, COLUMNS, WIDE)
-            live = (row < inner) & (column < end)
+            live = (row < inner) & (column < columns)
             p, g = _load_gradient(y, y3, dy, d3, causal_shift, row, column, live, "evict_first", LOG, CAUSAL)
             at = i * o0 + j * o1 + row * o2 + column * o3
             _store_gradient(dx, ds, at, p, g, total, scale, live, LOG, PRECISE)
@@ -296,7 +311,7 @@ KERNELS = {k.__name__: k for k in (softmax_forward, softmax_forward_looped, soft
 # --- ahead of time -------------------------------------------------------------------------------------------------
 
 #: Arguments that are counts or bounds; of the others, integers are strides.
-_COUNTS = ("causal_shift", "middle", "piece")
+_COUNTS = ("causal_shift", "middle", "steps")
 
 
 def _argument_types(names: list[str], dtype: str, mask: str | None) -> dict[str, str]:
@@ -329,8 +344,10 @@ def _variants(backward: bool, looped: bool) -> Iterator[tuple[str, str, str | No
             yield f"bf16{end}", "bf16", None, {**plain, "ds": None}
             yield f"fp32 log causal mask gradient{end}", "fp32", None, full
         else:
-            yield f"bf16{end}", "bf16", None, {**plain, "BOOL_MASK": False, "mask": None}
-            yield f"bf16 causal bool mask{end}", "bf16", "i1", {**full, "LOG": False, "BOOL_MASK": True}
+            unmasked = {**plain, "BOOL_MASK": False, "mask": None}
+            yield f"bf16{end}", "bf16", None, unmasked
+            yield f"bf16 causal{end}", "bf16", None, {**unmasked, "CAUSAL": True}
+            yield f"bf16 bool mask{end}", "bf16", "i1", {**plain, "BOOL_MASK": True}
             yield f"fp32 log causal mask wide{end}", "fp32", "fp32", {**full, "BOOL_MASK": False, "WIDE": True}
 
 

@@ -37,7 +37,7 @@ class Plan(NamedTuple):
 
     dim: where there are too many row dimensions, the one to go through in Python; else None, and the rest is set.
     sizes: middle, inner, columns. strides: outer, middle, inner, column, for each tensor in turn.
-    piece, pieces: columns of a piece, and pieces of a row; 0 where the row stays in registers.
+    steps, pieces: tiles in a piece, and pieces of a row; 0 where the row stays in registers.
     """
 
     dim: int | None
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     sizes: Ints = ()
     strides: Ints = ()
     options: dict[str, Any] = {}  # noqa: RUF012 - never written
-    piece: int = 0
+    steps: int = 0
     pieces: int = 0
 
 
@@ -125,15 +125,14 @@ def plan(name: str, shape: Ints, dim: int, strides: tuple[Ints, ...], causal: bo
     )
     if not looped:
         return done
-    step = found.blocks["COLUMNS"]
-    pieces = _pieces(programs, -(-columns // step), _processors(device))
-    piece = -(-columns // (pieces * step)) * step
-    return done._replace(grid=(programs, pieces), piece=piece, pieces=pieces)
+    tiles = -(-columns // found.blocks["COLUMNS"])
+    pieces = _pieces(programs, tiles, _processors(device))
+    return done._replace(grid=(programs, pieces), steps=-(-tiles // pieces), pieces=pieces)
 
 
-def _pieces(programs: int, steps: int, processors: int) -> int:
+def _pieces(programs: int, tiles: int, processors: int) -> int:
     """Into how many pieces to cut rows so that all processors are busy; a power of two."""
-    free = min(processors // programs, steps, _MAX_PIECES)
+    free = min(processors // programs, tiles, _MAX_PIECES)
     return 1 << (free.bit_length() - 1) if free > 1 else 1
 
 
@@ -164,7 +163,7 @@ def _launch(
         phases = [kernels.GATHER, kernels.WRITE]
     for phase in phases:
         p.kernel[p.grid](
-            *tensors, partial, *numbers, *p.sizes, p.piece, *p.strides,
+            *tensors, partial, *numbers, *p.sizes, p.steps, *p.strides,
             PHASE=phase, PIECES=p.pieces, **constants, **p.options,
         )  # fmt: skip
 
