@@ -10,50 +10,33 @@ from __future__ import annotations
 Row = tuple[dict[str, int], int, int]
 
 #: The widest rows that each kernel keeps in registers, and the widest across. Beyond, the looped kernels.
-_WIDEST = {"softmax_forward": (32768, 512), "softmax_backward": (16384, 512)}
-WIDEST = {
-    "interpreter": _WIDEST,
-    # With a bool mask 32768 columns spill there.
-    "sm_80": {**_WIDEST, "softmax_forward": (16384, 512)},
-    "sm_90": _WIDEST,
-    "sm_100": _WIDEST,
-}
+WIDEST = {"softmax_forward": (32768, 512), "softmax_backward": (16384, 512)}
 
 
-def _rows(widest: int, prefix: str, elements: int, per_thread: int, least_rows: int, most_rows: int) -> dict[str, Row]:
-    """Tiles of about ``elements`` elements and ``per_thread`` of them in a thread; a row of any width fits."""
+def _rows(kernel: str, elements: int, most_rows: int, least_across: int) -> dict[str, Row]:
+    """Tiles of about ``elements`` elements, 16 of them in a thread where 32 warps allow it; a row of any width fits."""
     table: dict[str, Row] = {}
-    columns = 1
-    while columns <= widest:
-        rows = max(least_rows, min(elements // columns, most_rows))
-        warps = max(4, min(rows * columns // (32 * per_thread), 32))
-        table[f"{prefix}{columns}"] = ({"ROWS": rows, "COLUMNS": columns}, warps, 1)
-        columns *= 2
+    for prefix, widest, least_rows in zip(("", "across "), WIDEST[kernel], (1, least_across), strict=True):
+        for columns in (1 << power for power in range(widest.bit_length())):
+            rows = max(least_rows, min(elements // columns, most_rows))
+            warps = max(4, min(rows * columns // (32 * 16), 32))
+            table[f"{prefix}{columns}"] = ({"ROWS": rows, "COLUMNS": columns}, warps, 1)
     return table
 
 
-def _gpu(architecture: str) -> dict[str, dict[str, Row]]:
-    forward, forward_across = WIDEST[architecture]["softmax_forward"]
-    backward, backward_across = WIDEST[architecture]["softmax_backward"]
+def _gpu() -> dict[str, dict[str, Row]]:
     looped: dict[str, Row] = {
-        # 8 elements of each tensor in a thread (16 bytes, one load, in 16-bit types), and registers for two programs on
-        # a multiprocessor. Twice as many elements spill.
-        "": ({"ROWS": 1, "COLUMNS": 4096}, 16, 1),
+        # 16 elements of each tensor in a thread (two loads, in 16-bit types), and registers for two programs on a
+        # multiprocessor: more programs would hold more rows than the cache does until they are read again.
+        "": ({"ROWS": 1, "COLUMNS": 8192}, 16, 1),
         "across": ({"ROWS": 32, "COLUMNS": 128}, 8, 1),
     }
+    # As in published row kernels the number of warps follows the width: 4 up to 2K columns, 8, 16 and 32 beyond; narrow
+    # rows share a program. Across, a tile has at least 32 rows: 64 bytes of a line of memory, two of its sectors, in
+    # 16-bit types. Twice as many elements in a thread took up to 224 registers where rows are not aligned.
     return {
-        # As in published row kernels the number of warps follows the width: 4 up to 4K columns, then more, until 32 at
-        # 32K; narrow rows share a program. Across, a tile has at least 32 rows (64 bytes of a line of memory, two of
-        # its sectors, in 16-bit types), and half as many elements in a thread, since it needs more for addresses.
-        "softmax_forward": {
-            **_rows(forward, "", 4096, 32, 1, 256),
-            **_rows(forward_across, "across ", 2048, 16, 32, 256),
-        },
-        # Two tensors are held instead of one, so half as many elements.
-        "softmax_backward": {
-            **_rows(backward, "", 2048, 16, 1, 256),
-            **_rows(backward_across, "across ", 2048, 16, 32, 256),
-        },
+        "softmax_forward": _rows("softmax_forward", 2048, 256, 32),
+        "softmax_backward": _rows("softmax_backward", 2048, 256, 32),
         "softmax_forward_looped": looped,
         "softmax_backward_looped": looped,
     }
@@ -64,11 +47,12 @@ def _interpreter() -> dict[str, dict[str, Row]]:
         "": ({"ROWS": 1, "COLUMNS": 8192}, 4, 1),
         "across": ({"ROWS": 16, "COLUMNS": 512}, 4, 1),
     }
-    table = {
-        kernel: {**_rows(widest, "", 512, 32, 1, 64), **_rows(across, "across ", 512, 32, 16, 64)}
-        for kernel, (widest, across) in WIDEST["interpreter"].items()
+    return {
+        "softmax_forward": _rows("softmax_forward", 512, 64, 16),
+        "softmax_backward": _rows("softmax_backward", 512, 64, 16),
+        "softmax_forward_looped": looped,
+        "softmax_backward_looped": looped,
     }
-    return {**table, "softmax_forward_looped": looped, "softmax_backward_looped": looped}
 
 
 TABLE: dict[str, dict[str, dict[str, Row]]] = {
@@ -77,7 +61,7 @@ TABLE: dict[str, dict[str, dict[str, Row]]] = {
     "interpreter": _interpreter(),
     # Not measured: chosen from published configurations of kernels of the same kind, and checked for registers, spills
     # and shared memory in the machine code only.
-    "sm_80": _gpu("sm_80"),
-    "sm_90": _gpu("sm_90"),
-    "sm_100": _gpu("sm_100"),
+    "sm_80": _gpu(),
+    "sm_90": _gpu(),
+    "sm_100": _gpu(),
 }

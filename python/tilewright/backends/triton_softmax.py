@@ -17,7 +17,7 @@ from torch import Tensor
 from ..ops.softmax import SoftmaxCall, causal_shift
 from ..registry import Implementation
 from ..triton_kernels import softmax as kernels
-from ..triton_kernels.launch import architecture, config, next_power_of_2
+from ..triton_kernels.launch import config, next_power_of_2
 from ..triton_kernels.math import INTERPRETED
 from ..triton_kernels.softmax_table import WIDEST
 from .triton import unsupported
@@ -107,7 +107,7 @@ def plan(name: str, shape: Ints, dim: int, strides: tuple[Ints, ...], causal: bo
         order = sorted(range(_ROW_DIMS), key=sizes.__getitem__)
         sizes, steps = [sizes[d] for d in order], [[*(s[d] for d in order), s[3]] for s in steps]
     outer, middle, inner = sizes
-    looped = columns > WIDEST[architecture(device)][name][across]
+    looped = columns > WIDEST[name][across]
     if looped:
         found = config(f"{name}_looped", "across" if across else "", device)
     else:
