@@ -15,6 +15,7 @@ from .attention_tile import (
     diagonal,
     dropped,
     key_range,
+    load_rows,
     logits,
     natural_log,
     rescale,
@@ -22,20 +23,7 @@ from .attention_tile import (
     softmax_weights,
     unit,
 )
-from .math import LOG2E, cast, dot
-
-
-@triton.jit
-def _load_rows(base, rows, columns, stride, limit, width, CHECK_ROWS: tl.constexpr, CHECK_WIDTH: tl.constexpr):
-    """[rows, columns] of a row-major matrix, 0 past `limit` rows and `width` columns."""
-    pointers = base + rows.to(tl.int64)[:, None] * stride + columns[None, :]
-    if CHECK_ROWS and CHECK_WIDTH:
-        return tl.load(pointers, mask=(rows[:, None] < limit) & (columns[None, :] < width), other=0.0)
-    if CHECK_ROWS:
-        return tl.load(pointers, mask=rows[:, None] < limit, other=0.0)
-    if CHECK_WIDTH:
-        return tl.load(pointers, mask=columns[None, :] < width, other=0.0)
-    return tl.load(pointers)
+from .math import LOG2E, cast, dot, store
 
 
 @triton.jit
@@ -43,9 +31,9 @@ def _load_keys(
     base, keys, columns, stride, limit, width, table, page_size, stride_page, PAGED: tl.constexpr,
     CHECK_ROWS: tl.constexpr, CHECK_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """As _load_rows; with PAGED, key j is row j % page_size of page table[j // page_size]."""
+    """As load_rows; with PAGED, key j is row j % page_size of page table[j // page_size]."""
     if not PAGED:
-        return _load_rows(base, keys, columns, stride, limit, width, CHECK_ROWS, CHECK_WIDTH)
+        return load_rows(base, keys, columns, stride, limit, width, CHECK_ROWS, CHECK_WIDTH)
     inside = keys < limit
     page = tl.load(table + keys // page_size, mask=inside, other=0).to(tl.int64)
     pointers = base + (page * stride_page + (keys % page_size) * stride)[:, None] + columns[None, :]
@@ -167,28 +155,16 @@ def attention_forward(
         keys = K + batch * stride_kb + kv_head.to(tl.int64) * stride_kh + first_k * stride_ks
         values = V + batch * stride_vb + kv_head.to(tl.int64) * stride_vh + first_k * stride_vs
         table = TABLE
-    if HAS_LEFT:
+    for part in tl.static_range(0 if HAS_LEFT else 1, 3):
+        begin = lo if part == 0 else (left_end if part == 1 else right_begin)
+        end = left_end if part == 0 else (right_begin if part == 1 else hi)
         acc, m, total = _attend(
-            q, acc, m, total, i, lo, left_end, keys, values, mask, slope, dropout_plane,
+            q, acc, m, total, i, begin, end, keys, values, mask, slope, dropout_plane,
             stride_ks, stride_vs, stride_kb, stride_vb, stride_mask_q, stride_mask_k, table, page_size,
             seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold, head_dim, head_dim_v,
             BLOCK_N, BLOCK_D, BLOCK_DV, PAGED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
-            CHECK_D, CHECK_DV, True,
+            CHECK_D, CHECK_DV, part != 1,
         )  # fmt: skip
-    acc, m, total = _attend(
-        q, acc, m, total, i, left_end, right_begin, keys, values, mask, slope, dropout_plane,
-        stride_ks, stride_vs, stride_kb, stride_vb, stride_mask_q, stride_mask_k, table, page_size,
-        seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold, head_dim, head_dim_v,
-        BLOCK_N, BLOCK_D, BLOCK_DV, PAGED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
-        CHECK_D, CHECK_DV, False,
-    )  # fmt: skip
-    acc, m, total = _attend(
-        q, acc, m, total, i, right_begin, hi, keys, values, mask, slope, dropout_plane,
-        stride_ks, stride_vs, stride_kb, stride_vb, stride_mask_q, stride_mask_k, table, page_size,
-        seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold, head_dim, head_dim_v,
-        BLOCK_N, BLOCK_D, BLOCK_DV, PAGED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
-        CHECK_D, CHECK_DV, True,
-    )  # fmt: skip
 
     if SPLIT:
         # [sequence and head][split][row][Dv + 2]: O, the maximum as a natural logarithm, the sum.
@@ -212,9 +188,7 @@ def attention_forward(
     inverse = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, total))
     out = acc * (inverse * dropout_scale)[:, None]
     o_rows = OUT + batch * stride_ob + at[0] * stride_os + at[1] * stride_oh
-    tl.store(
-        o_rows[:, None] + dv[None, :], cast(out, OUT.dtype.element_ty), mask=used[:, None] & (dv[None, :] < head_dim_v)
-    )
+    store(o_rows[:, None] + dv[None, :], out, used[:, None] & (dv[None, :] < head_dim_v))
     lse = tl.where(empty, float("-inf"), natural_log(top, NATURAL) + tl.log(tl.where(empty, 1.0, total)))
     tl.store(LSE + batch * stride_lb + at[0] * stride_ls + at[1] * stride_lh, lse, mask=used)
     if HAS_STATS:

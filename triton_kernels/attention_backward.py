@@ -15,15 +15,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_tile import diagonal, dropped, key_range, logits, query_range, sequence, softmax_weights, unit
-from .math import cast, dot, wide
-
-
-@triton.jit
-def load_block(base, rows, columns, stride, limit, width):
-    """[rows, columns] of a row-major matrix, 0 past `limit` rows and `width` columns."""
-    pointers = base + rows.to(tl.int64)[:, None] * stride + columns[None, :]
-    return tl.load(pointers, mask=(rows[:, None] < limit) & (columns[None, :] < width), other=0.0)
+from .attention_tile import (
+    diagonal,
+    dropped,
+    key_range,
+    load_rows,
+    load_statistics,
+    logits,
+    query_range,
+    sequence,
+    softmax_weights,
+    unit,
+)
+from .math import cast, dot, store, wide
 
 
 @triton.jit
@@ -54,6 +58,27 @@ def weights_and_gradient(
 
 
 @triton.jit
+def rows_against_keys(
+    q, dout, keys, values, stride_ks, stride_vs, head_dim, head_dim_v,
+    i, j, m, inverse, delta, mask, slope, plane,
+    stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, rng, threshold, dropout_scale,
+    MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, OF_LOGITS: tl.constexpr, AXIS: tl.constexpr,
+):  # fmt: skip
+    """A tile [rows, keys]: its keys, and dS and delta as weights_and_gradient has them."""
+    k = load_rows(keys, j, tl.arange(0, q.shape[1]), stride_ks, seqlen_k, head_dim)
+    v = load_rows(values, j, tl.arange(0, dout.shape[1]), stride_vs, seqlen_k, head_dim_v)
+    s = dot(q, tl.trans(k), tl.zeros([q.shape[0], j.shape[0]], tl.float32))
+    dp = dot(dout, tl.trans(v), tl.zeros([q.shape[0], j.shape[0]], tl.float32))
+    _p, ds, delta = weights_and_gradient(
+        s, dp, i[:, None], j[None, :], m[:, None], inverse[:, None], delta[:, None], mask, slope, plane,
+        stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, rng, threshold,
+        dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, OF_LOGITS, AXIS,
+    )  # fmt: skip
+    return k, ds, tl.reshape(delta, [q.shape[0]])
+
+
+@triton.jit
 def attention_backward_rows(
     Q, K, V, OUT, DOUT, DLSE, STATS, DELTA, DQ, MASK_PTR, SLOPES, RNG, CU_Q, CU_K,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
@@ -81,10 +106,10 @@ def attention_backward_rows(
         batch = batch * 0
     h, kv_head, at = head.to(tl.int64), (head // group).to(tl.int64), first_q + i.to(tl.int64)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
-    out = load_block(
+    out = load_rows(
         OUT + batch * stride_ob + h * stride_oh + first_q * stride_os, i, dv, stride_os, seqlen_q, head_dim_v
     )
-    dout = load_block(
+    dout = load_rows(
         DOUT + batch * stride_db + h * stride_dh + first_q * stride_ds, i, dv, stride_ds, seqlen_q, head_dim_v
     )
     delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
@@ -95,9 +120,8 @@ def attention_backward_rows(
     shift = diagonal(seqlen_q, seqlen_k, TOP_LEFT)
     lo, hi, _lo, _hi = key_range(first, last, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
     stats = STATS + batch * stride_tb + h * stride_th + at * stride_ts
-    m = tl.load(stats, mask=used, other=float("inf"))[:, None]
-    inverse = tl.load(stats + 1, mask=used, other=0.0)[:, None]
-    q = load_block(Q + batch * stride_qb + h * stride_qh + first_q * stride_qs, i, d, stride_qs, seqlen_q, head_dim)
+    m, inverse = load_statistics(stats, used)
+    q = load_rows(Q + batch * stride_qb + h * stride_qh + first_q * stride_qs, i, d, stride_qs, seqlen_q, head_dim)
     if SIGNED:
         q = cast(q.to(tl.float32) * sign, q.dtype)
     mask = MASK_PTR
@@ -111,28 +135,19 @@ def attention_backward_rows(
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if hi - lo <= BLOCK_N:
         j = lo + tl.arange(0, BLOCK_N)
-        k = load_block(keys, j, d, stride_ks, seqlen_k, head_dim)
-        v = load_block(values, j, dv, stride_vs, seqlen_k, head_dim_v)
-        s = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-        dp = dot(dout, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-        _p, ds, all_delta = weights_and_gradient(
-            s, dp, i[:, None], j[None, :], m, inverse, dlse[:, None], mask, slope, plane,
-            stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold,
+        k, ds, delta = rows_against_keys(
+            q, dout, keys, values, stride_ks, stride_vs, head_dim, head_dim_v, i, j, m, inverse, dlse, mask, slope,
+            plane, stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold,
             dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, False, 1,
         )  # fmt: skip
-        delta = tl.reshape(all_delta, [BLOCK_M])
         dq = dot(cast(ds, k.dtype), k, dq)
     elif WANT_DQ:
         for start in tl.range(lo, hi, BLOCK_N):
             j = start + tl.arange(0, BLOCK_N)
-            k = load_block(keys, j, d, stride_ks, seqlen_k, head_dim)
-            v = load_block(values, j, dv, stride_vs, seqlen_k, head_dim_v)
-            s = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-            dp = dot(dout, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-            _p, ds, _delta = weights_and_gradient(
-                s, dp, i[:, None], j[None, :], m, inverse, delta[:, None], mask, slope, plane,
-                stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold,
-                dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, False, -1,
+            k, ds, _delta = rows_against_keys(
+                q, dout, keys, values, stride_ks, stride_vs, head_dim, head_dim_v, i, j, m, inverse, delta, mask, slope,
+                plane, stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG,
+                threshold, dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, False, -1,
             )  # fmt: skip
             dq = dot(cast(ds, k.dtype), k, dq)
     tl.store(DELTA + batch * stride_eb + h * stride_eh + at * stride_es, delta, mask=used)
@@ -141,7 +156,7 @@ def attention_backward_rows(
             scale = scale * sign
         rows = DQ + batch * stride_gb + h * stride_gh + at * stride_gs
         inside = used[:, None] & (d[None, :] < head_dim)
-        tl.store(rows[:, None] + d[None, :], cast(dq * scale, DQ.dtype.element_ty), mask=inside)
+        store(rows[:, None] + d[None, :], dq * scale, inside)
 
 
 @triton.jit
@@ -172,8 +187,8 @@ def attention_backward_keys(
         batch = batch * 0
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     kv = kv_head.to(tl.int64)
-    k = load_block(K + batch * stride_kb + kv * stride_kh + first_k * stride_ks, j, d, stride_ks, seqlen_k, head_dim)
-    v = load_block(V + batch * stride_vb + kv * stride_vh + first_k * stride_vs, j, dv, stride_vs, seqlen_k, head_dim_v)
+    k = load_rows(K + batch * stride_kb + kv * stride_kh + first_k * stride_ks, j, d, stride_ks, seqlen_k, head_dim)
+    v = load_rows(V + batch * stride_vb + kv * stride_vh + first_k * stride_vs, j, dv, stride_vs, seqlen_k, head_dim_v)
     if SIGNED:
         k = cast(k.to(tl.float32) * sign, k.dtype)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -195,11 +210,10 @@ def attention_backward_keys(
             i = start + tl.arange(0, BLOCK_M)
             used, at = i < seqlen_q, first_q + i.to(tl.int64)
             stats = STATS + batch * stride_tb + h * stride_th + at * stride_ts
-            m = tl.load(stats, mask=used, other=float("inf"))
-            inverse = tl.load(stats + 1, mask=used, other=0.0)
+            m, inverse = load_statistics(stats, used)
             delta = tl.load(DELTA + batch * stride_eb + h * stride_eh + at * stride_es, mask=used, other=0.0)
-            q = load_block(queries, i, d, stride_qs, seqlen_q, head_dim)
-            dout = load_block(gradients, i, dv, stride_ds, seqlen_q, head_dim_v)
+            q = load_rows(queries, i, d, stride_qs, seqlen_q, head_dim)
+            dout = load_rows(gradients, i, dv, stride_ds, seqlen_q, head_dim_v)
             s = dot(k, tl.trans(q), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
             dp = dot(v, tl.trans(dout), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
             p, ds, _delta = weights_and_gradient(
@@ -218,8 +232,8 @@ def attention_backward_keys(
             scale = scale * sign
         rows = DK + batch * stride_gkb + kv * stride_gkh + at * stride_gks
         inside = (j[:, None] < seqlen_k) & (d[None, :] < head_dim)
-        tl.store(rows[:, None] + d[None, :], cast(dk * scale, DK.dtype.element_ty), mask=inside)
+        store(rows[:, None] + d[None, :], dk * scale, inside)
     if WANT_DV:
         rows = DV + batch * stride_gvb + kv * stride_gvh + at * stride_gvs
         inside = (j[:, None] < seqlen_k) & (dv[None, :] < head_dim_v)
-        tl.store(rows[:, None] + dv[None, :], cast(dvalue * dropout_scale, DV.dtype.element_ty), mask=inside)
+        store(rows[:, None] + dv[None, :], dvalue * dropout_scale, inside)

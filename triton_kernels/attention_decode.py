@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .math import cast
+from .math import store
 
 
 @triton.jit
@@ -76,10 +76,6 @@ def merge(
     safe = tl.where(empty, 1.0, total)
     out = tl.sum(o * weight[:, None], 0) / safe
     b, head, i = b.to(tl.int64), head.to(tl.int64), i.to(tl.int64)
-    tl.store(
-        OUT + b * stride_ob + head * stride_oh + i * stride_os + dv,
-        cast(out, OUT.dtype.element_ty),
-        mask=dv < head_dim_v,
-    )
+    store(OUT + b * stride_ob + head * stride_oh + i * stride_os + dv, out, dv < head_dim_v)
     lse = tl.where(empty, float("-inf"), top + tl.log(safe))
     tl.store(LSE + b * stride_lb + head * stride_lh + i * stride_ls, lse)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_backward import load_block, weights_and_gradient
-from .attention_tile import diagonal, key_range, sequence
-from .math import cast, dot, wide
+from .attention_backward import rows_against_keys
+from .attention_tile import diagonal, key_range, load_rows, load_statistics, sequence
+from .math import cast, wide
 
 
 @triton.jit
@@ -65,15 +65,14 @@ def attention_backward_mask(
                 i = q_start + tl.arange(0, BLOCK_M)
                 used, at = i < len_q, first_q + i.to(tl.int64)
                 stats = STATS + batch * stride_tb + h * stride_th + at * stride_ts
-                m = tl.load(stats, mask=used, other=float("inf"))[:, None]
-                inverse = tl.load(stats + 1, mask=used, other=0.0)[:, None]
+                m, inverse = load_statistics(stats, used)
                 delta = tl.load(DELTA + batch * stride_eb + h * stride_eh + at * stride_es, mask=used, other=0.0)
-                q = load_block(
+                q = load_rows(
                     Q + batch * stride_qb + h * stride_qh + first_q * stride_qs, i, d, stride_qs, len_q, head_dim
                 )
                 if SIGNED:
                     q = cast(q.to(tl.float32) * sign, q.dtype)
-                dout = load_block(
+                dout = load_rows(
                     DOUT + batch * stride_db + h * stride_dh + first_q * stride_ds, i, dv, stride_ds, len_q, head_dim_v
                 )
                 last = tl.minimum(q_start + BLOCK_M, len_q) - 1
@@ -81,15 +80,11 @@ def attention_backward_mask(
                 for k_start in tl.range(k_begin, k_end, BLOCK_N):
                     if (k_start < hi) & (k_start + BLOCK_N > lo):
                         j = k_start + tl.arange(0, BLOCK_N)
-                        k = load_block(keys, j, d, stride_ks, len_k, head_dim)
-                        v = load_block(values, j, dv, stride_vs, len_k, head_dim_v)
-                        s = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-                        dp = dot(dout, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-                        _p, ds, _delta = weights_and_gradient(
-                            s, dp, i[:, None], j[None, :], m, inverse, delta[:, None], mask, slope, b * heads + head,
-                            stride_mask_q, stride_mask_k, len_q, len_k, shift, left, right, scale, softcap, RNG,
-                            threshold, dropout_scale, "float", HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
-                            True, -1,
+                        _k, ds, _delta = rows_against_keys(
+                            q, dout, keys, values, stride_ks, stride_vs, head_dim, head_dim_v, i, j, m, inverse, delta,
+                            mask, slope, b * heads + head, stride_mask_q, stride_mask_k, len_q, len_k, shift, left,
+                            right, scale, softcap, RNG, threshold, dropout_scale, "float", HAS_ALIBI, HAS_SOFTCAP,
+                            HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, True, -1,
                         )  # fmt: skip
                         total += ds
     base = DMASK + plane.to(tl.int64) * mask_q * mask_k

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 Entry = tuple[dict[str, int], int, int]
 
-#: Padded head dims that have rows of their own.
-HEAD_DIMS = (16, 32, 64, 128, 256)
-
 
 def _rows(rows: dict[tuple[int, ...], tuple[int, int, int, int]], size: int) -> dict[str, Entry]:
     """{head dims: (BLOCK_M, BLOCK_N, num_warps, num_stages)} spelt out."""

@@ -30,6 +30,28 @@ def sequence(b, seqlen_q, seqlen_k, cu_q, cu_k, lengths_k, VARLEN: tl.constexpr,
 
 
 @triton.jit
+def load_rows(
+    base, rows, columns, stride, limit, width, CHECK_ROWS: tl.constexpr = True, CHECK_WIDTH: tl.constexpr = True
+):  # fmt: skip
+    """[rows, columns] of a row-major matrix, 0 past `limit` rows and `width` columns."""
+    pointers = base + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    if CHECK_ROWS and CHECK_WIDTH:
+        return tl.load(pointers, mask=(rows[:, None] < limit) & (columns[None, :] < width), other=0.0)
+    if CHECK_ROWS:
+        return tl.load(pointers, mask=rows[:, None] < limit, other=0.0)
+    if CHECK_WIDTH:
+        return tl.load(pointers, mask=columns[None, :] < width, other=0.0)
+    return tl.load(pointers)
+
+
+@triton.jit
+def load_statistics(pointers, used):
+    """A row's maximum and 1 / sum; of rows that are not there maximum = +inf, so that every weight is 0."""
+    m = tl.load(pointers, mask=used, other=float("inf"))
+    return m, tl.load(pointers + 1, mask=used, other=0.0)
+
+
+@triton.jit
 def diagonal(seqlen_q, seqlen_k, TOP_LEFT: tl.constexpr):
     """Query i stands at key i + shift."""
     if TOP_LEFT:

@@ -12,10 +12,7 @@ from typing import Any, NamedTuple
 
 import triton
 
-from .launch import Config
-
-#: Of each architecture, as triton.compile's target wants it.
-CAPABILITIES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
+from .launch import ARCHITECTURES, Config
 
 
 class Instance(NamedTuple):
@@ -67,7 +64,7 @@ def compile_instance(instance: Instance, architecture: str) -> MachineCode:
         attrs=multiples,
     )
     options = {"num_warps": instance.config.num_warps, "num_stages": instance.config.num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITIES[architecture], 32), options=options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", ARCHITECTURES[architecture], 32), options=options)
     return read_cubin(compiled.asm["cubin"], compiled.metadata.shared)
 
 

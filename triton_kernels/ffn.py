@@ -25,11 +25,11 @@ from .ffn_product import (
     multiply,
     parts,
     program_tile,
-    store,
     table_key,
     tiles,
 )
 from .launch import config
+from .math import store
 
 #: A gated activation's function of the gate.
 GATES = {"reglu": "relu", "geglu": "gelu", "geglu_tanh": "gelu_tanh", "swiglu": "silu"}

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .activations import activate
 from .ffn import GATES, Dropout
-from .ffn_product import dropout_factors, indices, multiply, program_tile, store, table_key, tiles
+from .ffn_product import dropout_factors, indices, multiply, program_tile, table_key, tiles
 from .launch import config
+from .math import store
 
 
 @triton.jit(do_not_specialize=["threshold"])

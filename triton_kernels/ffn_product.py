@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Config, config
-from .math import INTERPRETED, cast, dot
+from .launch import Config, config, multiprocessors
+from .math import dot, philox, store
 
 #: Up to so many rows a product is bound by reading its weights, once.
 FEW_ROWS = 16
@@ -93,29 +91,6 @@ def add_bias(acc, bias, column, columns):
 
 
 @triton.jit
-def store(pointer, x, mask):
-    tl.store(pointer, cast(x, pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _philox(rng, c0, c1, c2):
-    """Four words of random bits for each counter (c0, c1, c2, offset); see csrc/common/philox.h."""
-    seed = tl.load(rng)
-    c3 = c0 * 0 + tl.load(rng + 1).to(tl.uint32)
-    k0 = seed.to(tl.uint32)
-    k1 = (seed >> 32).to(tl.uint32)
-    for _ in tl.static_range(10):
-        a, b = c0, c2
-        c0 = tl.umulhi(b, 0xCD9E8D57) ^ c1 ^ k0
-        c2 = tl.umulhi(a, 0xD2511F53) ^ c3 ^ k1
-        c1 = b * 0xCD9E8D57
-        c3 = a * 0xD2511F53
-        k0 += 0x9E3779B9
-        k1 += 0xBB67AE85
-    return c0, c1, c2, c3
-
-
-@triton.jit
 def dropout_factors(rng, threshold, scale, block_m, block_n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """For a tile, scale where an element stays, else 0. threshold is unsigned, passed as a signed number.
 
@@ -124,7 +99,7 @@ def dropout_factors(rng, threshold, scale, block_m, block_n, BLOCK_M: tl.constex
     row = indices(block_m, BLOCK_M)[:, None]
     zero = tl.zeros((BLOCK_M, BLOCK_N // 4), tl.uint32)
     column = indices(block_n, BLOCK_N // 4)[None, :].to(tl.uint32)
-    w0, w1, w2, w3 = _philox(rng, zero + column, zero + row.to(tl.uint32), zero + (row >> 32).to(tl.uint32))
+    w0, w1, w2, w3 = philox(rng, zero + column, zero + row.to(tl.uint32), zero + (row >> 32).to(tl.uint32))
     least = threshold.to(tl.uint32, bitcast=True)
     # A word is an index of two bits: the outer join makes the lower one, the last dimension.
     even = tl.join((w0 >= least).to(tl.int8), (w2 >= least).to(tl.int8))
@@ -175,15 +150,9 @@ def tiles(rows: int, columns: int, blocks: dict[str, int]) -> int:
     return int(triton.cdiv(rows, blocks["BLOCK_M"]) * triton.cdiv(columns, blocks["BLOCK_N"]))
 
 
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    # In the interpreter a number that makes small products take both ways, split and whole.
-    return 4 if INTERPRETED else int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
 def parts(rows: int, columns: int, depth: int, found: Config, device: torch.device) -> int:
     """Among how many programs to share the sum of a tile: 1 where the tiles alone keep the device busy."""
-    here, processors = tiles(rows, columns, found.blocks), _multiprocessors(device)
+    here, processors = tiles(rows, columns, found.blocks), multiprocessors(device)
     if rows > FEW_ROWS or here >= processors:
         return 1
     steps = max(1, triton.cdiv(depth, found.blocks["BLOCK_K"]))

@@ -57,18 +57,13 @@ def tanh(x):
 
 
 @triton.jit
-def philox_bits(rng, column, row, plane):
-    """32 random bits for each element; the twin of csrc/common/philox.h.
+def philox(rng, c0, c1, c2):
+    """Four words of random bits for each counter (c0, c1, c2, offset), uint32; the twin of csrc/common/philox.h.
 
-    rng points to (seed, offset), int64. column, row and plane are integer blocks that broadcast together.
+    rng points to (seed, offset), int64.
     """
     seed = tl.load(rng)
-    offset = tl.load(rng + 1).to(tl.uint32)
-    zero = column * 0 + row * 0 + plane * 0  # of the full shape
-    c0 = (column // 4 + zero).to(tl.uint32)
-    c1 = (row + zero).to(tl.uint32)
-    c2 = (plane + zero).to(tl.uint32)
-    c3 = zero.to(tl.uint32) + offset
+    c3 = c0 * 0 + tl.load(rng + 1).to(tl.uint32)
     k0 = seed.to(tl.uint32)
     k1 = (seed >> 32).to(tl.uint32)
     for _ in tl.static_range(10):
@@ -79,8 +74,17 @@ def philox_bits(rng, column, row, plane):
         c3 = a * 0xD2511F53
         k0 += 0x9E3779B9
         k1 += 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def philox_bits(rng, column, row, plane):
+    """32 random bits for each element. column, row and plane are integer blocks that broadcast together."""
+    zero = column * 0 + row * 0 + plane * 0  # of the full shape
+    c0, c1, c2 = (column // 4 + zero).to(tl.uint32), (row + zero).to(tl.uint32), (plane + zero).to(tl.uint32)
+    w0, w1, w2, w3 = philox(rng, c0, c1, c2)
     lane = (column + zero) % 4
-    return tl.where(lane < 2, tl.where(lane == 0, c0, c1), tl.where(lane == 2, c2, c3))
+    return tl.where(lane < 2, tl.where(lane == 0, w0, w1), tl.where(lane == 2, w2, w3))
 
 
 @triton.jit
@@ -92,3 +96,9 @@ def cast(x, dtype: tl.constexpr):
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         x = tl.where(x == x, rounded.to(tl.float32, bitcast=True), x)
     return x.to(dtype)
+
+
+@triton.jit
+def store(pointers, x, mask):
+    """float32 x to memory of any type, rounded to nearest."""
+    tl.store(pointers, cast(x, pointers.dtype.element_ty), mask=mask)

@@ -20,7 +20,7 @@ import triton.language as tl
 
 from .compile import Instance
 from .launch import table_config
-from .math import LOG2E, cast, wide
+from .math import LOG2E, store, wide
 from .softmax_table import TABLE
 
 #: A maximum that nothing has entered yet. Finite, so that no difference of maxima is inf - inf.
@@ -92,11 +92,6 @@ def _tile_columns(start, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _store(pointers, values, live):
-    tl.store(pointers, cast(values, pointers.dtype.element_ty), live)
-
-
-@triton.jit
 def _kept(row, column, causal_shift, SQUARE: tl.constexpr):
     """The causal bound; in squares of that size, kept if any of it is, so that it does not cut wide loads apart."""
     return column // SQUARE * SQUARE <= row // SQUARE * SQUARE + (SQUARE - 1 + causal_shift)
@@ -164,7 +159,7 @@ def softmax_forward(
     top = tl.max(s, 1, keep_dims=True)
     top = tl.where(top == -_INF, 0.0, top)
     total = tl.sum(_exp(s - top, PRECISE), 1, keep_dims=True)
-    _store(y + i * y0 + j * y1 + row * y2 + column * y3, _normalised(s, top, total, LOG, PRECISE), live)
+    store(y + i * y0 + j * y1 + row * y2 + column * y3, _normalised(s, top, total, LOG, PRECISE), live)
 
 
 @triton.jit
@@ -222,7 +217,7 @@ def softmax_forward_looped(
             column = _tile_columns(begin + (steps - 1 - step) * COLUMNS, COLUMNS, WIDE)
             live = (row < inner) & (column < columns)
             s = _scores(x, x3, mask, m3, scale, causal_shift, row, column, live, "evict_first", CAUSAL, BOOL_MASK)
-            _store(y + column * y3, _normalised(s, top, total, LOG, PRECISE), live)
+            store(y + column * y3, _normalised(s, top, total, LOG, PRECISE), live)
 
 
 # --- backward ------------------------------------------------------------------------------------------------------
@@ -247,9 +242,9 @@ def _store_gradient(dx, ds, at, p, g, total, scale, live, LOG: tl.constexpr, PRE
     """The gradient of the scores to ds, and that of x to dx, where they are wanted."""
     s = g - _exp(p, PRECISE) * total if LOG else p * (g - total)
     if dx is not None:
-        _store(dx + at, s * scale, live)
+        store(dx + at, s * scale, live)
     if ds is not None:
-        _store(ds + at, s, live)
+        store(ds + at, s, live)
 
 
 @triton.jit(do_not_specialize=["causal_shift", "middle"])

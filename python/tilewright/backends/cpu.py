@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..ops._checks import accumulator
+from ..ops._features import broadcast_strides, unit_last_stride
 from ..ops.attention import OP as ATTENTION_OP
 from ..ops.attention import AttentionCall
 from ..ops.ffn import ACTIVATIONS, FfnCall
@@ -60,8 +61,7 @@ def _view(t: Tensor) -> tuple[int, tuple[int, ...]]:
 
 
 def _broadcast_view(t: Tensor) -> tuple[int, tuple[int, ...]]:
-    """As :func:`_view`, with stride 0 along dimensions of size 1, so that every index reads the one element."""
-    return t.data_ptr(), tuple(0 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True))
+    return t.data_ptr(), broadcast_strides(t)
 
 
 def _set_features(p: Any, call: Any) -> None:
@@ -167,8 +167,7 @@ def _run_attention_backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     dout, dlse = grads[0], grads[1] if len(grads) > 1 else None
-    dout = torch.zeros_like(outputs[0]) if dout is None else dout
-    dout = dout if dout.stride(-1) == 1 or dout.shape[-1] == 1 else dout.contiguous()
+    dout = torch.zeros_like(outputs[0]) if dout is None else unit_last_stride(dout)
     p = params(call, outputs)
     p.deterministic = call.deterministic
     p.dout = view(dout)
@@ -241,7 +240,7 @@ def _softmax_params(call: SoftmaxCall, log: bool, x: Tensor, y: Tensor, third: T
         return p, [n]
     rows = [d for d in range(x.dim()) if d != dim]
     shape = [x.shape[d] for d in rows]
-    third_stride = () if third is None else _broadcast_view(third)[1]
+    third_stride = () if third is None else broadcast_strides(third)
     strides = [[t[d] for d in rows] for t in (x.stride(), y.stride(), third_stride) if t]
     if call.causal is not None:  # the last row dimension must stay by itself: the kernel reads the row's index from it
         head_shape, head = _collapse(shape[:-1], [s[:-1] for s in strides])
@@ -264,7 +263,7 @@ def _softmax_forward(call: SoftmaxCall, log: bool) -> tuple[Tensor, ...]:
     p, mask_strides = _softmax_params(call, log, x, y, mask)
     if mask is not None:
         p.mask, p.mask_dtype, p.mask_row_stride = mask.data_ptr(), _DTYPE[mask.dtype], tuple(mask_strides)
-        p.mask_stride = _broadcast_view(mask)[1][call.dim] if mask.dim() else 0
+        p.mask_stride = broadcast_strides(mask)[call.dim] if mask.dim() else 0
     kernels().softmax_forward(p)
     return (y,)
 

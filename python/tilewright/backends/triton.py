@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 MINIMUM = (3, 6)
 
@@ -36,6 +38,13 @@ def interpreted() -> bool:
     from ..triton_kernels.math import INTERPRETED
 
     return bool(INTERPRETED)
+
+
+def on_device(t: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device: this makes it the tensor's."""
+    if t.is_cuda and t.device.index != torch.cuda.current_device():
+        return torch.cuda.device(t.device)
+    return nullcontext()
 
 
 def unsupported(call: Any) -> str | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from ..ops._dropout import dropout_scale, dropout_threshold
+from ..ops._features import broadcast_strides, unit_last_stride
 from ..ops.attention import OP as ATTENTION_OP
 from ..ops.attention import AttentionCall
 from ..ops.kvcache_attention import OP as KVCACHE_OP
@@ -18,8 +20,8 @@ from ..ops.varlen_attention import OP as VARLEN_OP
 from ..ops.varlen_attention import VarlenAttentionCall
 from ..registry import Implementation
 from ..triton_kernels import attention, attention_backward, attention_decode, attention_mask_gradient
-from ..triton_kernels.launch import Config, config, next_power_of_2
-from .triton import unsupported
+from ..triton_kernels.launch import Config, config
+from .triton import on_device, unsupported
 
 #: Up to this many rows (queries times the heads of a group) are packed into one block and their keys split.
 DECODE_ROWS = 64
@@ -48,7 +50,7 @@ def _features(call: Any) -> dict[str, Any]:
 
 def _widths(head_dim: int, head_dim_v: int) -> dict[str, Any]:
     """Head dims are padded to powers of two inside the kernel, at least to what a matrix instruction takes."""
-    block_d, block_dv = (max(16, next_power_of_2(n)) for n in (head_dim, head_dim_v))
+    block_d, block_dv = (max(16, triton.next_power_of_2(n)) for n in (head_dim, head_dim_v))
     return {
         "BLOCK_D": block_d,
         "BLOCK_DV": block_dv,
@@ -68,11 +70,8 @@ def _bytes(mask: Tensor | None) -> Tensor | None:
     return mask.view(torch.uint8) if mask is not None and mask.dtype == torch.bool else mask
 
 
-def _broadcast_strides(t: Tensor | None, rank: int) -> tuple[int, ...]:
-    """0 along dimensions of size 1, so that every index reads the one element."""
-    if t is None:
-        return (0,) * rank
-    return tuple(0 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True))
+def _strides(t: Tensor | None, rank: int) -> tuple[int, ...]:
+    return (0,) * rank if t is None else broadcast_strides(t)
 
 
 def _run_forward(
@@ -107,10 +106,10 @@ def _run_forward(
     chosen = _config("attention_decode" if decode else "attention_forward", q, widths)
     rows = seqlen_q * group if packed else seqlen_q
     planes = batch * (heads_kv if packed else heads)
-    blocks = -(-rows // chosen.blocks["BLOCK_M"])
+    blocks = triton.cdiv(rows, chosen.blocks["BLOCK_M"])
     if decode and splits == 0:
-        splits = min(-(-SPLIT_PROGRAMS // (blocks * planes)), seqlen_k // KEYS_PER_SPLIT)
-    splits = max(1, min(splits, -(-seqlen_k // chosen.blocks["BLOCK_N"]))) if decode else 1
+        splits = min(triton.cdiv(SPLIT_PROGRAMS, blocks * planes), seqlen_k // KEYS_PER_SPLIT)
+    splits = max(1, min(splits, triton.cdiv(seqlen_k, chosen.blocks["BLOCK_N"]))) if decode else 1
     rows_padded = blocks * chosen.blocks["BLOCK_M"]
     parts = (
         q.new_empty((planes * splits * rows_padded * (v.shape[-1] + 2),), dtype=torch.float32) if splits > 1 else None
@@ -119,7 +118,7 @@ def _run_forward(
     attention.attention_forward[(blocks, planes, splits)](
         q, k, v, out, lse, stats, mask, call.alibi_slopes, call.sinks, rng, *cu_seqlens, lengths_k, table, parts,
         *strides[0], *strides[1], *strides[2], *strides[3], *strides[4], *strides[5],
-        *_broadcast_strides(mask, 4), *_broadcast_strides(call.alibi_slopes, 2),
+        *_strides(mask, 4), *_strides(call.alibi_slopes, 2),
         0 if table is None else table.stride(0),
         heads, group, seqlen_q, seqlen_k,
         page_size=page_size, splits=splits, threshold=dropout_threshold(dropout_p),
@@ -132,7 +131,7 @@ def _run_forward(
         attention_decode.merge[(seqlen_q, batch * heads)](
             parts, out, lse, call.sinks, *strides[3], *strides[4], heads, group, seqlen_q, v.shape[-1], splits,
             rows_padded, HAS_SINKS=call.sinks is not None, PACKED=packed, BLOCK_DV=widths["BLOCK_DV"],
-            BLOCK_SPLITS=next_power_of_2(splits),
+            BLOCK_SPLITS=triton.next_power_of_2(splits),
         )  # fmt: skip
 
 
@@ -216,8 +215,8 @@ def _append(call: KvcacheAttentionCall, lengths: Tensor, page_size: int) -> None
     assert call.v is not None
     widths = _widths(call.k.shape[-1], call.v.shape[-1])
     batch, heads_kv, new, _ = call.k.shape
-    block = min(next_power_of_2(new), 16)
-    attention_decode.append[(-(-new // block), batch * heads_kv)](
+    block = min(triton.next_power_of_2(new), 16)
+    attention_decode.append[(triton.cdiv(new, block), batch * heads_kv)](
         call.k, call.v, call.k_cache, call.v_cache, lengths, call.block_table,
         *call.k_cache.stride()[:3], *call.v_cache.stride()[:3], *call.k.stride()[:3], *call.v.stride()[:3],
         0 if call.block_table is None else call.block_table.stride(0),
@@ -245,8 +244,7 @@ def _run_backward(
     q, k, v = call.q, call.k, call.v
     out, lse, stats = outputs
     dout, dlse = grads[0], grads[1] if len(grads) > 1 else None
-    dout = torch.zeros_like(out) if dout is None else dout
-    dout = dout if dout.stride(-1) == 1 or dout.shape[-1] == 1 else dout.contiguous()
+    dout = torch.zeros_like(out) if dout is None else unit_last_stride(dout)
     dq, dk, dv = (op.gradient_like(call, n) if want else None for n, want in zip(("q", "k", "v"), wanted, strict=False))
     if out.numel() == 0:
         found = (*(None if t is None else t.zero_() for t in (dq, dk, dv)), None, None)
@@ -265,10 +263,10 @@ def _run_backward(
         **_features(call),
         **widths,
     }
-    options = (*_broadcast_strides(mask, 4), *_broadcast_strides(call.alibi_slopes, 2))
+    options = (*_strides(mask, 4), *_strides(call.alibi_slopes, 2))
     sizes = (heads, heads // heads_kv, seqlen_q, seqlen_k)
     chosen = _config("attention_backward_rows", q, widths)
-    attention_backward.attention_backward_rows[(-(-seqlen_q // chosen.blocks["BLOCK_M"]), batch * heads)](
+    attention_backward.attention_backward_rows[(triton.cdiv(seqlen_q, chosen.blocks["BLOCK_M"]), batch * heads)](
         q, k, v, out, dout, dlse, stats, delta, dq, mask, call.alibi_slopes, call.rng, *cu_seqlens,
         *strides(q), *strides(k), *strides(v), *strides(out), *strides(dout),
         *((0, 0, 0) if dq is None else strides(dq)),
@@ -277,7 +275,7 @@ def _run_backward(
     )  # fmt: skip
     if (dk is not None or dv is not None) and seqlen_k > 0:
         chosen = _config("attention_backward_keys", q, widths)
-        attention_backward.attention_backward_keys[(-(-seqlen_k // chosen.blocks["BLOCK_N"]), batch * heads_kv)](
+        attention_backward.attention_backward_keys[(triton.cdiv(seqlen_k, chosen.blocks["BLOCK_N"]), batch * heads_kv)](
             q, k, v, dout, stats, delta, dk, dv, mask, call.alibi_slopes, call.rng, *cu_seqlens,
             *strides(q), *strides(k), *strides(v), *strides(dout),
             *((0, 0, 0) if dk is None else strides(dk)), *((0, 0, 0) if dv is None else strides(dv)),
@@ -291,9 +289,9 @@ def _run_backward(
         del shared["MASK"]
         chosen = _config("attention_backward_mask", q, widths)
         mb, mh, mq, mk = mask.shape
-        tiles_k, tiles_q = -(-mk // chosen.blocks["BLOCK_N"]), -(-mq // chosen.blocks["BLOCK_M"])
+        tiles_k, tiles_q = triton.cdiv(mk, chosen.blocks["BLOCK_N"]), triton.cdiv(mq, chosen.blocks["BLOCK_M"])
         attention_mask_gradient.attention_backward_mask[(tiles_k, tiles_q, mb * mh)](
-        q, k, v, dout, stats, delta, dmask, mask, call.alibi_slopes, call.rng, *cu_seqlens,
+            q, k, v, dout, stats, delta, dmask, mask, call.alibi_slopes, call.rng, *cu_seqlens,
             *strides(q), *strides(k), *strides(v), *strides(dout), *strides(stats), *strides(delta), *options,
             batch, heads, heads // heads_kv, mh, mq, mk, seqlen_q, seqlen_k,
             ALL_BATCHES=mb == 1 and batch > 1, ALL_HEADS=mh == 1 and heads > 1,
@@ -355,6 +353,14 @@ def _varlen_backward(call: VarlenAttentionCall, outputs: Any, grads: Any, wanted
     )
 
 
-ATTENTION = Implementation(_attention_forward, _attention_backward, unsupported)
-VARLEN_ATTENTION = Implementation(_varlen_forward, _varlen_backward, unsupported)
-KVCACHE_ATTENTION = Implementation(_kvcache_forward, None, unsupported)
+def _on_device(run: Callable[..., Any]) -> Callable[..., Any]:
+    def launch(call: Any, *others: Any) -> Any:
+        with on_device(call.q):
+            return run(call, *others)
+
+    return launch
+
+
+ATTENTION = Implementation(_on_device(_attention_forward), _on_device(_attention_backward), unsupported)
+VARLEN_ATTENTION = Implementation(_on_device(_varlen_forward), _on_device(_varlen_backward), unsupported)
+KVCACHE_ATTENTION = Implementation(_on_device(_kvcache_forward), None, unsupported)

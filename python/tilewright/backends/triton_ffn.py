@@ -12,7 +12,7 @@ from ..ops.ffn import OP, FfnCall
 from ..registry import Implementation
 from ..triton_kernels import ffn, ffn_backward
 from ..triton_kernels.ffn_product import product
-from .triton import unsupported
+from .triton import on_device, unsupported
 
 
 def _dropout(call: FfnCall) -> ffn.Dropout | None:
@@ -24,7 +24,7 @@ def _dropout(call: FfnCall) -> ffn.Dropout | None:
 def _forward(call: FfnCall) -> tuple[Tensor, ...]:
     out, pre = OP.allocate(call)
     hidden = call.x.new_empty((call.x.shape[0], call.w_out.shape[1]))
-    with torch.cuda.device_of(call.x):
+    with on_device(call.x):
         ffn.first_product(
             call.x, call.w_in, call.b_in, call.activation, pre=pre if call.save_pre else None, hidden=hidden
         )
@@ -36,7 +36,7 @@ def _backward(
     call: FfnCall, outputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...], wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     assert grads[0] is not None
-    with torch.cuda.device_of(call.x):
+    with on_device(call.x):
         return _gradients(call, outputs[1], grads[0], wanted)
 
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
+from ..ops._features import broadcast_strides
 from ..ops.softmax import SoftmaxCall, causal_shift
 from ..registry import Implementation
 from ..triton_kernels import softmax as kernels
-from ..triton_kernels.launch import config, next_power_of_2
-from ..triton_kernels.math import INTERPRETED
+from ..triton_kernels.launch import config, multiprocessors
 from ..triton_kernels.softmax_table import WIDEST
-from .triton import unsupported
+from .triton import on_device, unsupported
 
 Ints = tuple[int, ...]
 
@@ -28,8 +28,6 @@ _ROW_DIMS = 3
 _MAX_PIECES = 128
 #: From here on indices and offsets, also those that a tile has behind a tensor's end, are computed in 64 bits.
 _WIDE = 2**31 - 2**20
-#: As if the interpreter had that many multiprocessors, so that it cuts rows as well.
-_INTERPRETED_PROCESSORS = 4
 
 
 class Plan(NamedTuple):
@@ -48,14 +46,6 @@ class Plan(NamedTuple):
     options: dict[str, Any] = {}  # noqa: RUF012 - never written
     steps: int = 0
     pieces: int = 0
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    if INTERPRETED:
-        return _INTERPRETED_PROCESSORS
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count
 
 
 class _Rows(NamedTuple):
@@ -111,9 +101,9 @@ def plan(name: str, shape: Ints, dim: int, strides: tuple[Ints, ...], causal: bo
     if looped:
         found = config(f"{name}_looped", "across" if across else "", device)
     else:
-        found = config(name, f"{'across ' if across else ''}{next_power_of_2(columns)}", device)
-    block = min(found.blocks["ROWS"], next_power_of_2(inner))
-    programs = outer * middle * -(-inner // block)
+        found = config(name, f"{'across ' if across else ''}{triton.next_power_of_2(columns)}", device)
+    block = min(found.blocks["ROWS"], triton.next_power_of_2(inner))
+    programs = outer * middle * triton.cdiv(inner, block)
     wide = max(outer * middle * inner, columns, *(_span(shape, s) for s in strides)) >= _WIDE
     done = Plan(
         None,
@@ -125,26 +115,15 @@ def plan(name: str, shape: Ints, dim: int, strides: tuple[Ints, ...], causal: bo
     )
     if not looped:
         return done
-    tiles = -(-columns // found.blocks["COLUMNS"])
-    pieces = _pieces(programs, tiles, _processors(device))
-    return done._replace(grid=(programs, pieces), steps=-(-tiles // pieces), pieces=pieces)
+    tiles = triton.cdiv(columns, found.blocks["COLUMNS"])
+    pieces = _pieces(programs, tiles, multiprocessors(device))
+    return done._replace(grid=(programs, pieces), steps=triton.cdiv(tiles, pieces), pieces=pieces)
 
 
 def _pieces(programs: int, tiles: int, processors: int) -> int:
     """Into how many pieces to cut rows so that all processors are busy; a power of two."""
     free = min(processors // programs, tiles, _MAX_PIECES)
     return 1 << (free.bit_length() - 1) if free > 1 else 1
-
-
-def _on(t: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device."""
-    if t.is_cuda and t.device.index != torch.cuda.current_device():
-        return torch.cuda.device(t.device)
-    return nullcontext()
-
-
-def _broadcast_strides(mask: Tensor) -> Ints:
-    return tuple(0 if n == 1 else s for n, s in zip(mask.shape, mask.stride(), strict=True))
 
 
 def _launch(
@@ -169,7 +148,7 @@ def _launch(
 
 
 def _run_forward(x: Tensor, y: Tensor, mask: Tensor | None, call: SoftmaxCall, dim: int, shift: int, log: bool) -> None:
-    strides = (x.stride(), y.stride(), (0,) * x.dim() if mask is None else _broadcast_strides(mask))
+    strides = (x.stride(), y.stride(), (0,) * x.dim() if mask is None else broadcast_strides(mask))
     p = plan("softmax_forward", x.shape, dim, strides, call.causal is not None, x.device)
     if p.dim is not None:
         for i in range(x.shape[p.dim]):
@@ -185,7 +164,7 @@ def _forward(call: SoftmaxCall, log: bool) -> tuple[Tensor]:
     y = torch.empty_like(x)
     if x.numel() > 0:
         shift = 0 if call.causal is None else causal_shift(call)
-        with _on(x):
+        with on_device(x):
             if x.dim() == 0:
                 _run_forward(x[None], y[None], None if mask is None else mask[None], call, 0, shift, log)
             else:
@@ -221,7 +200,7 @@ def _backward(
         ds = torch.empty_like(y, dtype=mask.dtype if mask.shape == y.shape else torch.float32)
     if y.numel() > 0:
         shift = 0 if call.causal is None else causal_shift(call)
-        with _on(y):
+        with on_device(y):
             if y.dim() == 0:
                 dx_1, ds_1 = (None if t is None else t[None] for t in (dx, ds))
                 _run_backward(y[None], dy[None], dx_1, ds_1, call, 0, shift, log)

@@ -73,6 +73,11 @@ def unit_last_stride(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
 
 
+def broadcast_strides(t: Tensor) -> tuple[int, ...]:
+    """The strides, 0 along dimensions of size 1, so that every index reads the one element."""
+    return tuple(0 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True))
+
+
 def check_window(window: Any) -> tuple[int, int]:
     """(left, right) with -1 for no limit."""
     if window is None:
