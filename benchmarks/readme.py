@@ -7,7 +7,6 @@ with PyTorch's. Every figure in the README comes from that file, and a test comp
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import re
 import sys
@@ -15,7 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tilewright.bench.environment import cpu_name, environment
+from run import RESULTS, result_file
+
+from tilewright.bench.environment import environment
 from tilewright.bench.timing import milliseconds
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +26,7 @@ BEGIN, END = "<!-- measured: benchmarks/readme.py writes this -->", "<!-- end of
 
 
 def newest_results() -> Path:
-    found = sorted((ROOT / "benchmarks" / "results").glob("*-calls-*.json"))
+    found = sorted(RESULTS.glob("*-calls-*.json"))
     if not found:
         raise SystemExit("benchmarks/results/ holds no *-calls-*.json yet: run with --measure")
     return found[-1]
@@ -39,8 +40,7 @@ def measure() -> Path:
     report = {"environment": environment(), **outcome.report}
     if report["problems"]:
         raise SystemExit("not written: " + "; ".join(report["problems"]))
-    machine = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
-    file = ROOT / "benchmarks" / "results" / f"{datetime.date.today().isoformat()}-calls-{machine}.json"
+    file = result_file("calls-")
     file.write_text(json.dumps(report, indent=1) + "\n")
     return file
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 # Inductor's cache of compiled graphs does not see that an op's outputs have changed.
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="tilewright-inductor-")
+_inductor = tempfile.TemporaryDirectory(prefix="tilewright-inductor-")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = _inductor.name
 
 # Without a GPU Triton kernels run in Triton's interpreter. That is decided when they are imported.
 if not torch.cuda.is_available():

@@ -24,44 +24,30 @@ def _rows(kernel: str, elements: int, most_rows: int, least_across: int) -> dict
     return table
 
 
-def _gpu() -> dict[str, dict[str, Row]]:
-    looped: dict[str, Row] = {
-        # 16 elements of each tensor in a thread (two loads, in 16-bit types), and registers for two programs on a
-        # multiprocessor: more programs would hold more rows than the cache does until they are read again.
-        "": ({"ROWS": 1, "COLUMNS": 8192}, 16, 1),
-        "across": ({"ROWS": 32, "COLUMNS": 128}, 8, 1),
-    }
-    # As in published row kernels the number of warps follows the width: 4 up to 2K columns, 8, 16 and 32 beyond; narrow
-    # rows share a program. Across, a tile has at least 32 rows: 64 bytes of a line of memory, two of its sectors, in
-    # 16-bit types. Twice as many elements in a thread took up to 224 registers where rows are not aligned.
-    return {
-        "softmax_forward": _rows("softmax_forward", 2048, 256, 32),
-        "softmax_backward": _rows("softmax_backward", 2048, 256, 32),
-        "softmax_forward_looped": looped,
-        "softmax_backward_looped": looped,
-    }
+def _kernels(elements: int, most_rows: int, least_across: int, looped: dict[str, Row]) -> dict[str, dict[str, Row]]:
+    rows = {kernel: _rows(kernel, elements, most_rows, least_across) for kernel in WIDEST}
+    return {**rows, "softmax_forward_looped": looped, "softmax_backward_looped": looped}
 
 
-def _interpreter() -> dict[str, dict[str, Row]]:
-    looped: dict[str, Row] = {
-        "": ({"ROWS": 1, "COLUMNS": 8192}, 4, 1),
-        "across": ({"ROWS": 16, "COLUMNS": 512}, 4, 1),
-    }
-    return {
-        "softmax_forward": _rows("softmax_forward", 512, 64, 16),
-        "softmax_backward": _rows("softmax_backward", 512, 64, 16),
-        "softmax_forward_looped": looped,
-        "softmax_backward_looped": looped,
-    }
-
+# Not measured: chosen from published configurations of kernels of the same kind, and checked for registers, spills and
+# shared memory in the machine code only.
+#
+# As in published row kernels the number of warps follows the width: 4 up to 2K columns, 8, 16 and 32 beyond; narrow
+# rows share a program. Across, a tile has at least 32 rows: 64 bytes of a line of memory, two of its sectors, in 16-bit
+# types. Twice as many elements in a thread took up to 224 registers where rows are not aligned. Looped, 16 elements of
+# each tensor in a thread (two loads, in 16-bit types), and registers for two programs on a multiprocessor: more programs
+# would hold more rows than the cache does until they are read again.
+_GPU = _kernels(
+    2048, 256, 32, {"": ({"ROWS": 1, "COLUMNS": 8192}, 16, 1), "across": ({"ROWS": 32, "COLUMNS": 128}, 8, 1)}
+)
 
 TABLE: dict[str, dict[str, dict[str, Row]]] = {
     # The interpreter runs a program's operations one numpy call after another, so blocks are large there, and yet small
     # enough that tests see several of them.
-    "interpreter": _interpreter(),
-    # Not measured: chosen from published configurations of kernels of the same kind, and checked for registers, spills
-    # and shared memory in the machine code only.
-    "sm_80": _gpu(),
-    "sm_90": _gpu(),
-    "sm_100": _gpu(),
+    "interpreter": _kernels(
+        512, 64, 16, {"": ({"ROWS": 1, "COLUMNS": 8192}, 4, 1), "across": ({"ROWS": 16, "COLUMNS": 512}, 4, 1)}
+    ),
+    "sm_80": _GPU,
+    "sm_90": _GPU,
+    "sm_100": _GPU,
 }

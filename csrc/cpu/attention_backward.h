@@ -64,7 +64,7 @@ void differentiate_tile(const AttentionParams& p, int vectors, RowStats<A> stats
       Vec<A> sum = {};
       for (int64_t j = 0; j < n;) {
         Vec<A> group = {};
-        for (const int64_t end = j + kShortBlock < n ? j + kShortBlock : n; j < end; ++j) {
+        for (const int64_t end = min64(j + kShortBlock, n); j < end; ++j) {
           const Vec<A> e = probability(x + j * stride);
           store(x + j * stride, e);
           group += e * dropped(j, load(g + j * stride) * scale);

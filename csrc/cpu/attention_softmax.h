@@ -48,7 +48,7 @@ void softmax_tile(A* s, int64_t n, A scale, StripState<A>* state, A* alpha) {
       }
       ++j;
     };
-    for (const int64_t end = j + kShortBlock < n ? j + kShortBlock : n; j < end;) {
+    for (const int64_t end = min64(j + kShortBlock, n); j < end;) {
       add(0);
       if (j < end) add(1);
     }

@@ -30,16 +30,12 @@ def select(op_name: str, call: Any, requested: str) -> Implementation:
     """
     if not requested:
         return _select_automatically(op_name, call)
-    found = registry.find(op_name, requested)
-    if isinstance(found, Implementation):
-        reason = found.unsupported(call)
-        if reason is None:
-            return found
-    else:
-        reason = found
+    found = registry.choose(op_name, requested, call)
+    if not isinstance(found, str):
+        return found
     others = {b: registry.why_not(op_name, b, call) or "can serve this call" for b in BACKENDS if b != requested}
     raise BackendError(
-        f"backend {requested!r} cannot serve this {op_name} call: {reason}\nother backends:\n{list_reasons(others)}"
+        f"backend {requested!r} cannot serve this {op_name} call: {found}\nother backends:\n{list_reasons(others)}"
     )
 
 
@@ -47,16 +43,12 @@ def _select_automatically(op_name: str, call: Any) -> Implementation:
     reasons: dict[str, str] = {}
     first = call[0]
     for backend in AUTOMATIC["cpu"] if first.is_cpu else candidates(first.device.type):
-        found = registry.find(op_name, backend)
-        if isinstance(found, Implementation):
-            reason = found.unsupported(call)
-            if reason is None:
-                for skipped, why in reasons.items():
-                    _log_skip(op_name, skipped, why, backend)
-                return found
-        else:
-            reason = found
-        reasons[backend] = reason
+        found = registry.choose(op_name, backend, call)
+        if not isinstance(found, str):
+            for skipped, why in reasons.items():
+                _log_skip(op_name, skipped, why, backend)
+            return found
+        reasons[backend] = found
     raise BackendError(f"no backend can serve this {op_name} call:\n{list_reasons(reasons)}")
 
 

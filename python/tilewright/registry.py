@@ -90,10 +90,16 @@ def find(op_name: str, backend: str) -> Implementation | str:
     return implementation
 
 
+def choose(op_name: str, backend: str, call: Any) -> Implementation | str:
+    """The implementation, when it can serve ``call``, or why ``backend`` cannot."""
+    found = find(op_name, backend)
+    return found if isinstance(found, str) else found.unsupported(call) or found
+
+
 def why_not(op_name: str, backend: str, call: Any) -> str | None:
     """Why ``backend`` cannot serve ``call``, or None when it can."""
-    found = find(op_name, backend)
-    return found if isinstance(found, str) else found.unsupported(call)
+    found = choose(op_name, backend, call)
+    return found if isinstance(found, str) else None
 
 
 def backends() -> dict[str, str | None]:

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -144,9 +145,9 @@ def _limits(
 ) -> Comparison:
     eps = torch.finfo(dtype).eps
     own = REFERENCE_PART if dtype == torch.float64 else 0.0
-    max_error, torch_max = _average([e.largest for e in ours]), _average([e.largest for e in torch_errors])
+    max_error, torch_max = fmean([e.largest for e in ours]), fmean([e.largest for e in torch_errors])
     mean_error, torch_mean = _mean(ours), _mean(torch_errors)
-    max_limit = (MAX_RATIO + own) * torch_max + MAX_FLOOR * eps * _average([s.largest for s in scales])
+    max_limit = (MAX_RATIO + own) * torch_max + MAX_FLOOR * eps * fmean([s.largest for s in scales])
     mean_limit = (MEAN_RATIO + own) * torch_mean + MEAN_FLOOR * eps * _mean(scales)
     problem = None
     wrong = next((e for e in ours if e.misplaced), None)
@@ -160,10 +161,6 @@ def _limits(
         ratio = MEAN_RATIO + own
         problem = f"mean error {mean_error:.3g} > {mean_limit:.3g} = {ratio} * torch's {torch_mean:.3g} + floor"
     return Comparison("", max_error, mean_error, torch_max, torch_mean, max_limit, mean_limit, problem)
-
-
-def _average(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _mean(parts: Sequence[Errors] | Sequence[Scale]) -> float:
