@@ -35,7 +35,7 @@ def _kernels(elements: int, most_rows: int, least_across: int, looped: dict[str,
 # As in published row kernels the number of warps follows the width: 4 up to 2K columns, 8, 16 and 32 beyond; narrow
 # rows share a program. Across, a tile has at least 32 rows: 64 bytes of a line of memory, two of its sectors, in 16-bit
 # types. Twice as many elements in a thread took up to 224 registers where rows are not aligned. Looped, 16 elements of
-# each tensor in a thread (two loads, in 16-bit types), and registers for two programs on a multiprocessor: more programs
+# each tensor in a thread (two loads, in 16-bit types), and registers for two programs on a multiprocessor: more of them
 # would hold more rows than the cache does until they are read again.
 _GPU = _kernels(
     2048, 256, 32, {"": ({"ROWS": 1, "COLUMNS": 8192}, 16, 1), "across": ({"ROWS": 32, "COLUMNS": 128}, 8, 1)}
