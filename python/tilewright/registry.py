@@ -77,6 +77,13 @@ def unavailable(backend: str) -> str | None:
     return reason
 
 
+def home(backend: str) -> str:
+    """The device type of the tensors that ``backend`` is checked and measured on."""
+    module = importlib.import_module(f"tilewright.backends.{backend}")
+    device: str = module.home() if hasattr(module, "home") else "cpu"
+    return device
+
+
 @functools.cache
 def find(op_name: str, backend: str) -> Implementation | str:
     """The implementation in that row of the table, or why there is none on this machine."""

@@ -115,3 +115,14 @@ def test_baseline_is_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls[1]["is_causal"]
     baseline.run_baseline("attention", {"q": q, "k": q, "v": q, "softcap": 3.0}, ())
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize("case", CASES[3::37], ids=lambda c: c.id)
+def test_no_tensor_lies_anywhere_but_on_its_backends_device(case: Case) -> None:
+    """With a default device that holds no numbers, a tensor made without naming one cannot meet the others."""
+    torch.set_default_device("meta")
+    try:
+        (record,) = run_case(case, ["cpu" if "cpu" in AVAILABLE else "reference"])
+    finally:
+        torch.set_default_device(None)
+    assert record.status == "passed", f"{record.problems}: name the device of every tensor in verify/ and reference/"

@@ -40,6 +40,10 @@ def interpreted() -> bool:
     return bool(INTERPRETED)
 
 
+def home() -> str:
+    return "cpu" if interpreted() else "cuda"
+
+
 def on_device(t: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device: this makes it the tensor's."""
     if t.is_cuda and t.device.index != torch.cuda.current_device():

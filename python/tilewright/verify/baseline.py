@@ -98,7 +98,7 @@ def _attention_mask(q: Tensor, k: Tensor, call: Any, mask: Tensor | None, alibi_
     """Causal bound, window, ALiBi and mask as the one attn_mask that SDPA takes: bool, or float of q's dtype."""
     seqlen_q, seqlen_k = q.shape[2], k.shape[2]
     shift = 0 if call.causal == "top_left" else seqlen_k - seqlen_q
-    distance = torch.arange(seqlen_q)[:, None] + shift - torch.arange(seqlen_k)
+    distance = torch.arange(seqlen_q, device=q.device)[:, None] + shift - torch.arange(seqlen_k, device=q.device)
     keep = torch.ones_like(distance, dtype=torch.bool)
     if call.causal is not None:
         keep &= distance >= 0
@@ -189,7 +189,7 @@ def _softmax(call: SoftmaxCall, log: bool) -> Tensor:
     x = call.x if call.scale == 1.0 else call.x * call.scale
     keep: Tensor | None = None
     if call.causal is not None:
-        keep = torch.ones(call.x.shape[-2:], dtype=torch.bool).tril(causal_shift(call))
+        keep = torch.ones(call.x.shape[-2:], dtype=torch.bool, device=call.x.device).tril(causal_shift(call))
     if call.mask is not None and call.mask.dtype == torch.bool:
         keep = call.mask if keep is None else keep & call.mask
     elif call.mask is not None:

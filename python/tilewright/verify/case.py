@@ -25,13 +25,15 @@ DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 class Maker:
     """Makes a case's tensors from a seed, each inside a larger block of memory filled with NaN.
 
-    Two makers with different seeds make tensors of the same shapes and strides in blocks of the same sizes.
+    Two makers with different seeds make tensors of the same shapes and strides in blocks of the same sizes. Numbers are
+    drawn on the CPU, so that they are the same on every device, and placed on ``device``.
     """
 
-    def __init__(self, seed: int, dtype: torch.dtype) -> None:
+    def __init__(self, seed: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         self.dtype = dtype
+        self.device = torch.device(device)
         self.blocks: list[Tensor] = []
-        self._generator = torch.Generator().manual_seed(seed)
+        self._draw: dict[str, Any] = {"generator": torch.Generator("cpu").manual_seed(seed), "device": "cpu"}
 
     def place(self, values: Tensor, *, order: Sequence[int] | None = None, pad: int = 0, offset: int = 0) -> Tensor:
         """``values`` in guarded memory.
@@ -45,30 +47,30 @@ class Maker:
             strides[d] = step
             step *= values.shape[d] + (pad if position == 0 else 0)
         guard = GUARD_BYTES // values.element_size()
-        block = torch.empty(2 * guard + offset + step, dtype=values.dtype)
+        block = torch.empty(2 * guard + offset + step, dtype=values.dtype, device=self.device)
         block.fill_(_poison(values.dtype))
         self.blocks.append(block)
         return block.as_strided(values.shape, strides, guard + offset).copy_(values)
 
     def draw_normal(self, *shape: int, scale: float = 1.0) -> Tensor:
         """Normal values, not yet placed. Drawn in float64: every dtype gets the same numbers, rounded."""
-        return torch.randn(shape, generator=self._generator, dtype=torch.float64).mul_(scale).to(self.dtype)
+        return torch.randn(shape, dtype=torch.float64, **self._draw).mul_(scale).to(self.dtype)
 
     def draw_integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Whole numbers in [low, high], as floats of the case's dtype."""
-        return torch.randint(low, high + 1, shape, generator=self._generator).to(self.dtype)
+        return torch.randint(low, high + 1, shape, **self._draw).to(self.dtype)
 
     def draw_bool(self, probability: float, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self._generator) < probability
+        return torch.rand(shape, **self._draw) < probability
 
     def normal(self, *shape: int, scale: float = 1.0, **memory: Any) -> Tensor:
         return self.place(self.draw_normal(*shape, scale=scale), **memory)
 
     def int32(self, values: Sequence[Any]) -> Tensor:
-        return self.place(torch.tensor(values, dtype=torch.int32))
+        return self.place(torch.tensor(values, dtype=torch.int32, device="cpu"))
 
     def permutation(self, n: int) -> list[int]:
-        numbers: list[int] = torch.randperm(n, generator=self._generator).tolist()
+        numbers: list[int] = torch.randperm(n, **self._draw).tolist()
         return numbers
 
 

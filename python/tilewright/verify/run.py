@@ -57,14 +57,19 @@ class _Draw:
 
 
 def run_case(case: Case, backends: Sequence[str], seed: int = 0) -> list[Record]:
-    """One record per backend, in that order. Torch's global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        draws = [_draw(case, seed)]
-        return [_run_backend(case, backend, seed, draws) for backend in backends]
+    """One record per backend, in that order. Torch's global random state is left as it was.
+
+    Everything about a backend happens where its kernels run (:func:`tilewright.registry.home`), PyTorch's own
+    implementation and the reference included.
+    """
+    homes = [torch.device(registry.home(backend)) for backend in backends]
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count() if torch.device("cuda") in homes else 0)):
+        draws = {home: [_draw(case, seed, home)] for home in dict.fromkeys(homes)}
+        return [_run_backend(case, backend, seed, draws[home]) for backend, home in zip(backends, homes, strict=True)]
 
 
 def _run_backend(case: Case, backend: str, seed: int, draws: list[_Draw]) -> Record:
-    """``draws`` grows when more are needed, and is shared by the backends."""
+    """``draws`` grows when more are needed, and is shared by the backends of one device."""
     start = time.perf_counter()
     reason = registry.why_not(case.op, backend, canonical_call(case.op, **draws[0].arguments)[0])
     if reason is not None:
@@ -76,7 +81,7 @@ def _run_backend(case: Case, backend: str, seed: int, draws: list[_Draw]) -> Rec
         wanted = _draws_wanted(draws[0], comparisons)
         while used < wanted and not problems:
             if len(draws) == used:
-                draws.append(_draw(case, seed + 1000 * used))
+                draws.append(_draw(case, seed + 1000 * used, draws[0].maker.device))
             problems = _one_draw(case, backend, draws[used], errors)
             used += 1
         comparisons = _compare(case, draws, errors)
@@ -118,15 +123,15 @@ def _dtype_of(case: Case, draw: _Draw, tensor: str) -> torch.dtype:
     return torch.promote_types(case.dtype, torch.float32) if tensor == "lse" else case.dtype
 
 
-def _draw(case: Case, seed: int) -> _Draw:
+def _draw(case: Case, seed: int, device: torch.device) -> _Draw:
     # On one thread: the tensors are small, and on a busy machine threads cost far more by waiting than they save.
     with one_thread():
-        return _judge(case, seed)
+        return _judge(case, seed, device)
 
 
-def _judge(case: Case, seed: int) -> _Draw:
+def _judge(case: Case, seed: int, device: torch.device) -> _Draw:
     """Inputs, the float64 reference on them and torch's errors."""
-    maker = Maker(seed, case.dtype)
+    maker = Maker(seed, case.dtype, device)
     arguments = case.make(maker)
     upstream = _make_upstream(case, maker, arguments)
     wide = {n: _copy(v, torch.float64) for n, v in arguments.items()}
@@ -135,7 +140,7 @@ def _judge(case: Case, seed: int) -> _Draw:
     if expected.problems:
         raise ValueError(f"{case.id}: the reference itself: {'; '.join(expected.problems)}")
     if case.dtype == torch.float64:
-        narrow = _judge(dataclasses.replace(case, dtype=torch.float32), seed)
+        narrow = _judge(dataclasses.replace(case, dtype=torch.float32), seed, device)
         torch_errors = {n: scaled(e, FLOAT64_SCALE) for n, e in narrow.torch_errors.items()}
     else:
         torch_errors = _torch_errors(case, arguments, upstream, expected.tensors, seed)
@@ -145,10 +150,17 @@ def _judge(case: Case, seed: int) -> _Draw:
     return _Draw(maker, arguments, upstream, seed, reference, torch_errors, scales)
 
 
+def _seed(seed: int) -> None:
+    """Of every generator that an op may draw from."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 def _torch_errors(
     case: Case, arguments: dict[str, Any], upstream: dict[str, Tensor], expected: dict[str, Tensor], seed: int
 ) -> dict[str, Errors]:
-    torch.default_generator.manual_seed(seed)
+    _seed(seed)
     same = {n: _copy(v, None) for n, v in arguments.items()}
     leaves = _leaves(case, same)
     outputs = run_baseline(case.op, leaves, case.output_gradients)
@@ -227,7 +239,7 @@ def _gradients(
 def _evaluate(case: Case, arguments: dict[str, Any], upstream: dict[str, Tensor], seed: int, backend: str) -> _Result:
     """The public op and its gradients on ``arguments``; problems are what it gets wrong about the contract."""
     leaves = _leaves(case, arguments)
-    torch.default_generator.manual_seed(seed)
+    _seed(seed)
     returned = OPS[case.op][1](**leaves, backend=backend)
     returned = returned if isinstance(returned, tuple) else (returned,)
     layouts = _expected_layouts(case, arguments)
@@ -268,7 +280,7 @@ def _check_layout(
 def _one_draw(case: Case, backend: str, draw: _Draw, errors: dict[str, list[Errors]]) -> list[str]:
     """Run the backend on one draw, add its errors, and return the problems that are not about accuracy."""
     blocks = draw.maker.blocks
-    other = Maker(draw.seed + 1, case.dtype)
+    other = Maker(draw.seed + 1, case.dtype, draw.maker.device)
     _make_upstream(case, other, case.make(other))
     before = [b.clone() for b in blocks]
     try:

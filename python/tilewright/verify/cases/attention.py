@@ -89,9 +89,9 @@ def add_features(m: Maker, arguments: dict[str, Any], spec: dict[str, Any], size
     if "alibi" in spec:
         shape = (heads,) if spec["alibi"] == "h" else (batch, heads)
         # ALiBi's own slopes, 2^-1, 2^-2, ... over the heads; each batch entry its own multiple.
-        slopes = 0.5 ** torch.arange(1, heads + 1, dtype=torch.float32) * torch.ones(shape)
+        slopes = (0.5 ** torch.arange(1, heads + 1, dtype=torch.float32, device="cpu")).expand(shape)
         if len(shape) == 2:
-            slopes = slopes * torch.arange(1, batch + 1).unsqueeze(1)
+            slopes = slopes * torch.arange(1, batch + 1, device="cpu").unsqueeze(1)
         arguments["alibi_slopes"] = m.place(slopes)
     if "sinks" in spec:
         arguments["sinks"] = m.place(m.draw_normal(heads).to(torch.float32 if spec["sinks"] == "float32" else m.dtype))

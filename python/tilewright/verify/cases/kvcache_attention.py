@@ -39,7 +39,8 @@ def make(m: Maker, *, spec: dict[str, Any]) -> dict[str, Any]:
     arguments: dict[str, Any] = {"q": place_heads(m, q, memory)}
     if page_size:
         # Pages in a random order, and three that belong to no sequence.
-        table = torch.tensor(m.permutation(batch * pages + 3)[: batch * pages], dtype=torch.int32).view(batch, pages)
+        pages_used = m.permutation(batch * pages + 3)[: batch * pages]
+        table = torch.tensor(pages_used, dtype=torch.int32, device="cpu").view(batch, pages)
         caches = [_paged(t, table, page_size, batch * pages + 3) for t in (k, v)]
         arguments["block_table"] = m.place(table)
     else:
