@@ -12,7 +12,7 @@ PYTHON_SOURCES := $(shell find python triton_kernels -name '*.py' -not -name _bu
 CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench sanitize clean
+.PHONY: help demo test lint format bench gpu sanitize clean
 
 help: ## Show these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,12 @@ format: $(DEV_STAMP) ## Rewrite the sources as lint wants them
 
 bench: $(DEV_STAMP) ## Single ops beside PyTorch's, into benchmarks/results/
 	$(BIN)/python benchmarks/run.py
+
+# Everything in one go, where a GPU and its software are and the network is not: in .venv if there is one, else in $(PYTHON)
+# as it is. OUT is the folder of the result and the logs; STAGES="build bench" runs some of the stages.
+OUT ?= build/gpu
+gpu: ## On a GPU machine: build, test, verify, check memory, measure into one JSON (ten minutes)
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu --out "$(OUT)" --stages $(STAGES)
 
 # A copy of the package around a CPU module built with AddressSanitizer and UndefinedBehaviorSanitizer, so that the
 # installed one stays as it is. The leak checker is off: the interpreter keeps memory until it exits.

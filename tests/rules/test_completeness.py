@@ -70,6 +70,7 @@ def test_kernel_files_stay_small() -> None:
         ("csrc", ("*.cpp", "*.h", "*.cu", "*.cuh"), 400),
         ("python", ("*.py",), 400),
         ("tests", ("*.py",), 300),
+        ("benchmarks", ("*.py",), 300),
     ):
         for pattern in patterns:
             for file in (ROOT / folder).rglob(pattern):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 #: Shorter samples are mostly clock and call overhead, so fast functions are called several times per sample.
 SAMPLE_SECONDS = 2e-3
@@ -27,29 +28,60 @@ class Timing:
     samples: int
 
 
-def interleave(functions: dict[str, Callable[[], object]], seconds: float, at_least: int = 5) -> dict[str, Timing]:
+class Timer(Protocol):
+    """How one function is timed."""
+
+    def plan(self, function: Callable[[], object]) -> int:
+        """How many calls a sample of it has. The function has been called before."""
+        ...
+
+    def sample(self, function: Callable[[], object], calls: int) -> float:
+        """Seconds of one call, from so many of them."""
+        ...
+
+
+class WallTimer:
+    """Seconds on the wall. synchronize: waits for what was launched, where calls return before their work is done."""
+
+    def __init__(self, synchronize: Callable[[], object] | None = None) -> None:
+        self._synchronize = synchronize
+
+    def plan(self, function: Callable[[], object]) -> int:
+        return max(1, round(SAMPLE_SECONDS / max(self.sample(function, 1), 1e-9)))
+
+    def sample(self, function: Callable[[], object], calls: int) -> float:
+        if self._synchronize is not None:
+            self._synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        if self._synchronize is not None:
+            self._synchronize()
+        return (time.perf_counter() - start) / calls
+
+
+def interleave(
+    functions: Mapping[str, Callable[[], object]],
+    seconds: float,
+    at_least: int = 5,
+    timer: Timer | None = None,
+) -> dict[str, Timing]:
     """Time the functions for about ``seconds`` in all, one sample of each after the other (A B A B ...).
 
     What slows the machine down then slows all of them. Each is called twice before anything is measured.
+    timer: the time on the wall, if not given.
     """
-    repeats = {}
+    timer = timer or WallTimer()
+    calls = {}
     for name, function in functions.items():
         function()
-        once = _sample(function, 1)
-        repeats[name] = max(1, round(SAMPLE_SECONDS / max(once, 1e-9)))
+        calls[name] = timer.plan(function)
     samples: dict[str, list[float]] = {name: [] for name in functions}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(samples.values()))) < at_least:
+    while functions and (time.perf_counter() < end or len(next(iter(samples.values()))) < at_least):
         for name, function in functions.items():
-            samples[name].append(_sample(function, repeats[name]))
+            samples[name].append(timer.sample(function, calls[name]))
     return {name: _summary(values) for name, values in samples.items()}
-
-
-def _sample(function: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    return (time.perf_counter() - start) / repeats
 
 
 def _summary(values: list[float]) -> Timing:

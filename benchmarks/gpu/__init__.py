@@ -1,0 +1,1 @@
+"""``make gpu``: build, test, verify, check memory and measure on a machine with a GPU, in under ten minutes."""

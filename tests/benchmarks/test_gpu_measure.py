@@ -1,0 +1,135 @@
+"""One item of ``make gpu``'s benchmark, on the CPU with tiny shapes: what is checked, timed, refused and flagged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from gpu import bench, items, measure
+
+from tilewright.registry import unavailable
+
+BACKEND = "cpu" if unavailable("cpu") is None else "reference"
+ALL = items.all_items("tiny")
+
+
+def quiet(message: dict[str, Any]) -> None:
+    pass
+
+
+@pytest.mark.skipif(unavailable("triton") is not None or torch.cuda.is_available(), reason="the interpreter is off")
+@pytest.mark.parametrize("name", ["softmax backward 100", "decode B2 KV64"])
+def test_triton_kernels_take_the_same_way(name: str) -> None:
+    only = measure.Bench("cpu", "triton", "tiny", 0.0, True, ("tilewright",))
+    (row,) = measure.run_item(next(i for i in ALL if i.name == name), only, {}, quiet)
+    assert row["status"] == "timed", row
+
+
+def test_names_are_unique_and_full_shapes_have_those_that_targets_are_set_for() -> None:
+    full = [i.name for i in items.all_items("full")]
+    assert len(full) == len(set(full))
+    for name in (
+        "attention forward d128 causal S16384",
+        "attention backward d256 full S1024",
+        "attention forward d128 full S4096 gqa 32/8",
+        "softmax forward 262144",
+        "decode latency B1 KV1024",
+        "ffn forward 768/3072 gelu_tanh rows 32768",
+        "ffn forward 4096/14336 swiglu rows 1",
+    ):
+        assert name in full
+    assert full[:2] == [items.GEMM, items.COPY] == [bench.GEMM, bench.COPY], "bench.py and items.py name the rooflines"
+
+
+def fake(**providers: Callable[[], Any]) -> measure.Item:
+    """An item whose providers return these; the right answer is 1, 2, 3."""
+    expected = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+
+    def build(_: measure.Bench) -> measure.Built:
+        made = {name: (lambda f=function: f) for name, function in providers.items()}
+        return measure.Built(made, lambda result: measure.distance([result], [expected]))
+
+    return measure.Item("fake", "GB/s", build, 1e9)
+
+
+def right() -> torch.Tensor:
+    return torch.tensor([1.0, 2.0, 3.0])
+
+
+def rows_of(item: measure.Item, **options: Any) -> dict[str, dict[str, Any]]:
+    settings = measure.Bench("cpu", BACKEND, "tiny", 0.0, **options)
+    return {r["provider"]: r for r in measure.run_item(item, settings, {}, quiet)}
+
+
+@pytest.mark.parametrize("wrong", [[1.0, 2.0, float("nan")], [0.0, 0.0, 0.0], [1.0, 2.0, 3.2]])
+def test_a_wrong_result_is_not_timed(wrong: list[float]) -> None:
+    calls = []
+
+    def bad() -> torch.Tensor:
+        calls.append(1)
+        return torch.tensor(wrong)
+
+    rows = rows_of(fake(bad=bad, right=right))
+    assert rows["bad"]["status"] == "wrong" and "not timed" in rows["bad"]["reason"]
+    assert "device" not in rows["bad"] and "result" not in rows["bad"]
+    assert len(calls) == 1, "a kernel that failed its check was called again"
+    assert rows["right"]["status"] == "timed"
+
+
+@pytest.mark.parametrize(
+    ("problem", "status"),
+    [
+        (ModuleNotFoundError("No module named 'quack'"), "missing"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory"),
+        (RuntimeError("No available kernel"), "raised"),
+    ],
+)
+def test_what_keeps_a_peer_from_running_is_its_row(problem: Exception, status: str) -> None:
+    def bad() -> torch.Tensor:
+        raise problem
+
+    rows = rows_of(fake(right=right, bad=bad))
+    assert rows["bad"]["status"] == status
+    assert str(problem) in rows["bad"]["reason"]
+    assert rows["right"]["status"] == "timed"
+
+
+def test_a_provider_of_another_shape_is_not_compared_by_broadcasting() -> None:
+    rows = rows_of(fake(bad=lambda: torch.ones(1, 3)))
+    assert rows["bad"]["status"] == "raised" and "shape" in rows["bad"]["reason"]
+
+
+def test_a_provider_that_fails_while_it_is_timed() -> None:
+    calls = []
+
+    def late() -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > 2:
+            raise RuntimeError("the third time")
+        return right()
+
+    rows = rows_of(fake(late=late, right=right))
+    assert all("the third time" in r["reason"] for r in rows.values())
+
+
+def test_compiling_only_calls_and_does_not_time() -> None:
+    rows = rows_of(fake(right=right), timed=False)
+    assert rows["right"]["status"] == "checked" and "device" not in rows["right"]
+
+
+def test_more_than_the_roofline_is_a_fault() -> None:
+    def row(item: str, unit: str, result: float) -> dict[str, Any]:
+        return {"item": item, "provider": "tilewright", "status": "timed", "unit": unit, "result": result}
+
+    rooflines = [row(items.GEMM, "TFLOP/s", 700.0), row(items.COPY, "GB/s", 4000.0)]
+    rows = bench.add_rooflines([*rooflines, row("a", "TFLOP/s", 350.0), row("b", "GB/s", 4100.0), row("c", "us", 9.0)])
+    by_item = {r["item"]: r for r in rows}
+    assert by_item["a"]["of_roofline"] == 0.5 and "fault" not in by_item["a"]
+    assert "102% of the roofline" in by_item["b"]["fault"]
+    assert "of_roofline" not in by_item["c"]
+    outcome = bench.judged(rows)
+    assert outcome.status == "failed" and "b, tilewright: 102%" in outcome.reason
+    assert bench.judged([r for r in rows if r["item"] != "b"]).status == "passed"
+    assert bench.judged([r for r in rows if r["item"] not in ("b", items.COPY)]).status == "failed"

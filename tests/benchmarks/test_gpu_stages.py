@@ -1,0 +1,157 @@
+"""The stages of ``make gpu``: each is a row whatever happens, and nothing of a rehearsal looks like a measurement."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gpu import items, main, report, stages
+from gpu.bench import COPY, GEMM
+from gpu.process import Answer
+from gpu.run import Outcome, Run, slug
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path, sys.executable, time.monotonic() + 60, rehearsal=True, backend="reference")
+
+
+def test_a_stage_that_raises_is_a_row_and_the_rest_goes_on(run: Run) -> None:
+    def bad(run: Run, seconds: float) -> Outcome:
+        raise ValueError("it broke")
+
+    table: dict[str, Any] = {"one": (bad, 1.0), "two": (lambda run, seconds: Outcome("passed"), 1.0)}
+    outcomes = main.run_stages(run, ["one", "two"], table)
+    assert outcomes["one"].status == "failed" and "it broke" in outcomes["one"].reason
+    assert "Traceback" in (run.out / "one.log").read_text()
+    assert outcomes["two"].status == "passed"
+    run.deadline = time.monotonic()
+    assert "no time" in main.run_stages(run, ["two"], table)["two"].reason
+
+
+def test_verification_runs_in_workers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "workers", lambda: 1)
+    outcome = stages.verify(run, 50.0, ["softmax/scalar/float32", "ffn/rows_1/bfloat16", "softmax/no such/float32"])
+    assert outcome.status == "failed", "a case that does not exist must not pass"
+    assert (outcome.data["passed"], outcome.data["failed"], outcome.data["not_reached"]) == (2, 1, 0)
+    assert outcome.data["worst"]["ffn"]["of_limit"] <= 1.0
+
+
+def test_a_case_that_hangs_or_breaks_the_device_is_a_failure() -> None:
+    hung = stages.record_of({"case": "a/b/c"}, Answer("hung", reason="stopped after 60 s"))
+    broken = stages.record_of(
+        {"case": "a/b/c"},
+        Answer(
+            "answered", {"record": {"case": "a/b/c", "status": "passed", "problems": []}, "device": "illegal access"}
+        ),
+    )
+    for record, word in ((hung, "stopped"), (broken, "illegal access")):
+        assert record["status"] == "failed" and word in record["problems"][0]
+    assert stages.judged([hung], 0).status == "failed"
+    assert stages.judged([], 3).status == "failed", "nothing was verified"
+    passed = {"case": "a/b/c", "op": "a", "status": "passed", "problems": []}
+    assert stages.judged([passed], 3).status == "partial"
+    assert stages.judged([passed], 0).status == "passed"
+
+
+LINES = "\n".join(f"case {name} passed " for name in stages.WATCHED)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "status"),
+    [
+        (f"{LINES}\n========= ERROR SUMMARY: 0 errors", 0, "passed"),
+        (f"{LINES}\n========= Invalid __global__ read of size 2\n========= ERROR SUMMARY: 3 errors", 99, "failed"),
+        ("case a/b/c passed\n========= ERROR SUMMARY: 0 errors", 0, "failed"),
+        (LINES, 0, "failed"),
+        ("Error: Device not supported", 1, "failed"),
+        ("case a/b/c passed \n", None, "partial"),
+    ],
+    ids=["clean", "errors", "cases missing", "no summary", "refused", "stopped"],
+)
+def test_what_the_memory_checker_says(text: str, code: int | None, status: str) -> None:
+    outcome = stages.watched(text, code, "the last line")
+    assert outcome.status == status
+    assert "Invalid" not in text or "Invalid __global__ read" in outcome.reason
+
+
+def test_the_watched_cases_exist() -> None:
+    from tilewright.catalog import OPS
+    from tilewright.verify.cases import CASES
+
+    assert set(stages.WATCHED) <= {c.id for c in CASES}
+    assert {name.split("/")[0] for name in stages.WATCHED} == set(OPS)
+
+
+def test_without_the_memory_checker_the_result_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "sanitizer", lambda: None)
+    outcome = stages.sanitize(run, 1.0)
+    assert outcome.status == "not run" and "compute-sanitizer was not found" in outcome.reason
+
+
+def test_a_rehearsal_of_the_benchmark_is_marked_and_complete(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    committed = sorted((ROOT / "benchmarks" / "results").iterdir())
+    run.backend = "cpu" if "cpu" in (b for b, r in _backends().items() if r is None) else "reference"
+    outcomes = main.run_stages(run, ["bench"])
+    gpu = main.gpu_facts(rehearsal=True)
+    file = main.write(run, gpu, outcomes, "2020-01-01T00:00:00+00:00")
+    main.show(run, gpu, outcomes, file)
+    assert file.name == "rehearsal-not-a-measurement.json"
+    found = json.loads(file.read_text())
+    assert found["rehearsal"] is True and found["environment"]["packages"]["torch"] == torch.__version__
+    assert found["stages"]["bench"]["status"] == "passed", found["stages"]["bench"]["reason"]
+    rows = found["bench"]["rows"]
+    assert {r["op"] for r in rows} == {"roofline", "attention", "kvcache_attention", "softmax", "ffn"}
+    assert "targets" not in found, "a target was judged by tiny shapes"
+    ours = [r for r in rows if r["provider"] == "tilewright"]
+    assert [r["item"] for r in ours] == [i.name for i in items.all_items("tiny") if i.name not in (GEMM, COPY)]
+    for row in ours:
+        assert row["status"] == "timed", row
+        assert row["error"] <= row["limit"]
+        assert 0 < row["device"]["p20"] <= row["device"]["p50"] <= row["device"]["p80"]
+        assert row["wall"]["samples"] >= 3 and row["result"] > 0
+    assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("REHEARSAL, no measurement")
+    assert sorted((ROOT / "benchmarks" / "results").iterdir()) == committed
+
+
+def _backends() -> dict[str, str | None]:
+    from tilewright.registry import backends
+
+    return backends()
+
+
+def test_targets_are_judged_by_what_was_timed() -> None:
+    def row(item: str, provider: str, result: float, **more: Any) -> dict[str, Any]:
+        return {"item": item, "provider": provider, "result": result, "status": "timed", "unit": "TFLOP/s", **more}
+
+    item = "attention forward d128 full S4096"
+    rows = [row(item, "tilewright", 500.0), row(item, "flex", 450.0)]
+    rows += [row(f"softmax forward {w}", "tilewright", 1.0, op="softmax", width=w, of_roofline=0.96) for w in (4096,)]
+    rows.append(row("decode latency B1 KV1024", "tilewright", 6.5))
+    found = {text: (shown, verdict) for text, shown, verdict in report.targets(rows)}
+    assert found[f"{item} >= 490 TFLOP/s"] == ("500", "met")
+    assert found[f"{item} >= 1.2x FlexAttention"] == ("1.11x", "missed")
+    assert found["softmax forward >= 4K columns >= 95% of copy"] == ("96%", "met")
+    assert found["softmax forward >= 1.0x quack at every width"] == ("-", "unknown")
+    assert found["decode latency B1 KV1024 <= 7 us"] == ("6.5 us", "met")
+
+
+def test_a_file_is_named_after_the_gpu() -> None:
+    assert slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_stops(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("make gpu needs a GPU: torch ") and "sees no CUDA device" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
