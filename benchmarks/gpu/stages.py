@@ -55,10 +55,14 @@ def build(run: Run, seconds: float) -> Outcome:
             return Outcome("failed", f"{_ended(code)}: {run.tail('build.log')}")
         how = f"into {site}, since an editable install ended with {_ended(editable)}"
         run.env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), run.env.get("PYTHONPATH", "")]))
-    print_backends = "import tilewright as tw; print({b: r or 'works' for b, r in tw.backends().items()})"
-    code = run.command("build.log", 60, "-c", print_backends)
+    check = (
+        "import sys, tilewright as tw; found = tw.backends();"
+        "print(tw.__file__, 'works: ' + ', '.join(b for b in found if found[b] is None), sep='; ');"
+        f"sys.exit(found[{run.backend!r}] or 0)"
+    )
+    code = run.command("build.log", 60, "-c", check)
     if code != 0:
-        return Outcome("failed", f"the package does not import: {run.tail('build.log')}")
+        return Outcome("failed", f"installed, but {run.backend} cannot be used: {run.tail('build.log')}")
     return Outcome("passed", f"{how}; {run.tail('build.log')}")
 
 

@@ -37,6 +37,30 @@ def test_a_stage_that_raises_is_a_row_and_the_rest_goes_on(run: Run) -> None:
     assert "no time" in main.run_stages(run, ["two"], table)["two"].reason
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_an_install_that_is_refused_goes_into_a_folder(
+    refused: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    real = Run.command
+
+    def command(self: Run, log: str, seconds: float, *words: str, **options: Any) -> int | None:
+        if "pip" in words:
+            seen.append("-e" if "-e" in words else words[words.index("--target") + 1])
+            assert {"--no-build-isolation", "--no-deps", "--no-index"} <= set(words)
+            return int(refused and "-e" in words)
+        return real(self, log, seconds, *words, **options)
+
+    monkeypatch.setattr(Run, "command", command)
+    outcome = stages.build(run, 50.0)
+    assert outcome.status == "passed" and "works: " in outcome.reason, outcome.reason
+    assert seen == (["-e", str(ROOT / "build" / "gpu-site")] if refused else ["-e"])
+    assert (run.env.get("PYTHONPATH", "").split(":")[0] == str(ROOT / "build" / "gpu-site")) is refused
+    run.backend = "cuda"
+    outcome = stages.build(run, 50.0)
+    assert outcome.status == "failed" and "no CUDA C++ kernels" in outcome.reason
+
+
 def test_verification_runs_in_workers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "workers", lambda: 1)
     outcome = stages.verify(run, 50.0, ["softmax/scalar/float32", "ffn/rows_1/bfloat16", "softmax/no such/float32"])
