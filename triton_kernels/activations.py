@@ -5,13 +5,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .math import LOG2E
+
 
 @triton.jit
-def _logistic(x, y):
-    """s(x) = 1 / (1 + exp(-x)), s(-x) and y s(x), without overflow and without cancellation on either side."""
-    e = tl.exp(-tl.abs(x))
-    total = 1.0 + e
-    return tl.where(x < 0, e, 1.0) / total, tl.where(x < 0, 1.0, e) / total, tl.where(x < 0, y * e, y) / total
+def _reciprocal(x):
+    """1 / x for x between 1 and 1e38, to two roundings: two instructions, where a division takes eight."""
+    root = tl.rsqrt(x)
+    return root * root
+
+
+@triton.jit
+def _logistic(minus_x_log2e):
+    """s(x) = 1 / (1 + exp(-x)) and s(-x), without cancellation on either side, of -x log2(e).
+
+    The bound keeps exp(-x) finite; s(x) is at least 1e-38. exp2 is one instruction, exp four.
+    """
+    e = tl.exp2(tl.minimum(minus_x_log2e, 126.0))
+    below = _reciprocal(1.0 + e)
+    return below, e * below
 
 
 @triton.jit
@@ -29,7 +41,7 @@ def _normal(x):
     p = p * square + 0.0099732413073
     p = p * square - 0.066490335027
     p = p * square + 0.39894227934
-    t = 1.0 / (size + 2.0)
+    t = _reciprocal(size + 2.0)
     q = -37.689055107 * t + 54.130451514
     q = q * t - 25.064888067
     q = q * t + 1.0760611846
@@ -37,7 +49,7 @@ def _normal(x):
     q = q * t + 1.2170487308
     q = q * t + 0.79717849063
     q = q * t + 0.39895274655
-    e = tl.exp(square * -0.5)
+    e = tl.exp2(square * (-0.5 * LOG2E))
     tail = e * t * q
     return tl.where(size < 1.5, x * p + 0.5, tl.where(x < 0, tail, 1.0 - tail)), e * 0.3989422804014327
 
@@ -59,10 +71,12 @@ def activate(x, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu_tanh":
         # (1 + tanh(u)) / 2 is the logistic function of 2u, u = sqrt(2 / pi) (x + 0.044715 x^3), and does not cancel.
         square = x * x
-        below, above, value = _logistic(x * 1.5957691216057308 * (square * 0.044715 + 1.0), x)
+        below, above = _logistic(x * (square * (-1.5957691216057308 * 0.044715 * LOG2E) - 1.5957691216057308 * LOG2E))
+        value = x * below
         slope = below + value * above * 1.5957691216057308 * (square * 0.134145 + 1.0)
     else:
         tl.static_assert(ACTIVATION == "silu")
-        below, above, value = _logistic(x, x)
+        below, above = _logistic(x * -LOG2E)
+        value = x * below
         slope = below + value * above
     return value, slope
