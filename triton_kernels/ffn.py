@@ -18,18 +18,23 @@ from torch import Tensor
 from .activations import activate
 from .compile import Instance
 from .ffn_product import (
+    Route,
     add_bias,
     dropout_factors,
+    halves,
     indices,
     launch_product,
     multiply,
     parts,
-    program_tile,
+    pieces,
+    route,
+    store_tile,
     table_key,
+    tile_blocks,
+    tile_range,
     tiles,
 )
 from .launch import config
-from .math import store
 
 #: A gated activation's function of the gate.
 GATES = {"reglu": "relu", "geglu": "gelu", "geglu_tanh": "gelu_tanh", "swiglu": "silu"}
@@ -52,25 +57,38 @@ _NO_DROPOUT = (None, 0, 1.0)
 
 
 @triton.jit
-def _finish_in(gate, up, bias, pre, hidden, row, column, rows, width, ACTIVATION: tl.constexpr, GATED: tl.constexpr):
-    """Bias and activation of a tile of the first product; stores hidden and, if wanted, pre."""
+def _finish_in(
+    gate,
+    up,
+    bias,
+    pre,
+    pre_up,
+    hidden,
+    block_m,
+    block_n,
+    rows,
+    width,
+    ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """Bias and activation of a tile of the first product; stores hidden and, if wanted, pre (gated: and pre_up)."""
+    inner = width
+    if GATED:
+        inner = 2 * width
     if bias is not None:
-        gate = add_bias(gate, bias, column, width)
+        gate = add_bias(gate, bias, block_n, width)
         if GATED:
-            up = add_bias(up, bias + width, column, width)
-    inside = (row < rows)[:, None] & (column < width)[None, :]
+            up = add_bias(up, bias + width, block_n, width)
     if pre is not None:
         if GATED:
-            at = row[:, None] * (2 * width) + column[None, :]
-            store(pre + at + width, up, inside)
-        else:
-            at = row[:, None] * width + column[None, :]
-        store(pre + at, gate, inside)
+            store_tile(pre_up, up, block_m, block_n, rows, width, inner, TMA)
+        store_tile(pre, gate, block_m, block_n, rows, width, inner, TMA)
     if hidden is not None:
         value, _ = activate(gate, ACTIVATION)
         if GATED:
             value *= up
-        store(hidden + row[:, None] * width + column[None, :], value, inside)
+        store_tile(hidden, value, block_m, block_n, rows, width, width, TMA)
 
 
 @triton.jit
@@ -88,59 +106,76 @@ def _finish_out(
     width,
     residual_row_stride,
     residual_column_stride,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     """Bias, dropout and residual of a tile of the second product; stores out."""
-    row, column = indices(block_m, BLOCK_M), indices(block_n, BLOCK_N)
+    BLOCK_M: tl.constexpr = acc.shape[0]
+    BLOCK_N: tl.constexpr = acc.shape[1]
     if bias is not None:
-        acc = add_bias(acc, bias, column, width)
+        acc = add_bias(acc, bias, block_n, width)
     if rng is not None:
         acc *= dropout_factors(rng, threshold, scale, block_m, block_n, BLOCK_M, BLOCK_N)
-    inside = (row < rows)[:, None] & (column < width)[None, :]
     if residual is not None:
+        row, column = indices(block_m, BLOCK_M), indices(block_n, BLOCK_N)
+        inside = (row < rows)[:, None] & (column < width)[None, :]
         at = row[:, None] * residual_row_stride + column[None, :] * residual_column_stride
         acc += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-    store(out + row[:, None] * width + column[None, :], acc, inside)
+    store_tile(out, acc, block_m, block_n, rows, width, width, TMA)
 
 
 @triton.jit
 def in_kernel(
     x,
+    x_row_stride,
+    x_depth_stride,
     w_in,
+    w_row_stride,
+    w_depth_stride,
     bias,
     pre,
+    pre_up,
     hidden,
     rows,
     width,
     depth,
-    x_row_stride,
-    x_depth_stride,
-    w_row_stride,
-    w_depth_stride,
     ACTIVATION: tl.constexpr,
     GATED: tl.constexpr,
     EVEN_K: tl.constexpr,
+    TMA: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    PIECES: tl.constexpr,
 ):
     """hidden (rows, width) = act(x w_in^T + bias); gated: the gate's tile and the up projection's in one program."""
-    block_m, block_n = program_tile(rows, width, BLOCK_M, BLOCK_N, GROUP_M)
-    row, column = indices(block_m, BLOCK_M), indices(block_n, BLOCK_N)
-    up_rows = tl.full((), 1, tl.int64) * width * w_row_stride
-    gate, up = multiply(
-        x, w_in, up_rows, row, column, rows, width, 0, depth, x_row_stride, x_depth_stride, w_depth_stride,
-        w_row_stride, GATED, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
-    _finish_in(gate, up, bias, pre, hidden, row, column, rows, width, ACTIVATION, GATED)
+    first, last, step = tile_range(rows, width, BLOCK_M, BLOCK_N, PROGRAMS)
+    for tile in tl.range(first, last, step, flatten=PROGRAMS > 0):
+        block_m, block_n = tile_blocks(tile, rows, width, BLOCK_M, BLOCK_N, GROUP_M)
+        acc = multiply(
+            x, x_row_stride, x_depth_stride, w_in, w_depth_stride, w_row_stride, block_m, block_n, rows, width,
+            0, depth, GATED, EVEN_K, TMA, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        gate, up = acc, acc
+        if GATED:
+            gate, up = halves(acc)
+        gates, ups = pieces(gate, PIECES), pieces(up, PIECES)
+        for i in tl.static_range(PIECES):
+            _finish_in(
+                gates[i], ups[i], bias, pre, pre_up, hidden, block_m, PIECES * block_n + i, rows, width, ACTIVATION,
+                GATED, TMA,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["threshold"])
 def out_kernel(
     hidden,
+    hidden_row_stride,
+    hidden_depth_stride,
     w_out,
+    w_row_stride,
+    w_depth_stride,
     bias,
     residual,
     rng,
@@ -150,27 +185,31 @@ def out_kernel(
     rows,
     width,
     depth,
-    w_row_stride,
-    w_depth_stride,
     residual_row_stride,
     residual_column_stride,
     EVEN_K: tl.constexpr,
+    TMA: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    PIECES: tl.constexpr,
 ):
-    """out (rows, width) = residual + dropout(hidden w_out^T + bias). hidden and out are contiguous."""
-    block_m, block_n = program_tile(rows, width, BLOCK_M, BLOCK_N, GROUP_M)
-    row, column = indices(block_m, BLOCK_M), indices(block_n, BLOCK_N)
-    acc, _ = multiply(
-        hidden, w_out, 0, row, column, rows, width, 0, depth, depth, 1, w_depth_stride, w_row_stride, False, EVEN_K,
-        BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
-    _finish_out(
-        acc, bias, residual, rng, out, threshold, scale, block_m, block_n, rows, width, residual_row_stride,
-        residual_column_stride, BLOCK_M, BLOCK_N,
-    )  # fmt: skip
+    """out (rows, width) = residual + dropout(hidden w_out^T + bias). out is contiguous."""
+    first, last, step = tile_range(rows, width, BLOCK_M, BLOCK_N, PROGRAMS)
+    for tile in tl.range(first, last, step, flatten=PROGRAMS > 0):
+        block_m, block_n = tile_blocks(tile, rows, width, BLOCK_M, BLOCK_N, GROUP_M)
+        acc = multiply(
+            hidden, hidden_row_stride, hidden_depth_stride, w_out, w_depth_stride, w_row_stride, block_m, block_n,
+            rows, width, 0, depth, False, EVEN_K, TMA, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        accs = pieces(acc, PIECES)
+        for i in tl.static_range(PIECES):
+            _finish_out(
+                accs[i], bias, residual, rng, out, threshold, scale, block_m, PIECES * block_n + i, rows, width,
+                residual_row_stride, residual_column_stride, TMA,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -187,6 +226,7 @@ def in_parts_kernel(
     parts,
     bias,
     pre,
+    pre_up,
     hidden,
     count,
     rows,
@@ -197,7 +237,7 @@ def in_parts_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """What in_kernel does after its product, whose parts (count, rows, width, or 2 width if GATED) are added here."""
-    block_m, block_n = program_tile(rows, width, BLOCK_M, BLOCK_N, 1)
+    block_m, block_n = tile_blocks(tl.program_id(0), rows, width, BLOCK_M, BLOCK_N, 1)
     row, column = indices(block_m, BLOCK_M), indices(block_n, BLOCK_N)
     inside = (row < rows)[:, None] & (column < width)[None, :]
     inner = width
@@ -209,7 +249,7 @@ def in_parts_kernel(
     up = gate
     if GATED:
         up = _sum_parts(parts, at + width, count, part_stride, inside, BLOCK_M, BLOCK_N)
-    _finish_in(gate, up, bias, pre, hidden, row, column, rows, width, ACTIVATION, GATED)
+    _finish_in(gate, up, bias, pre, pre_up, hidden, block_m, block_n, rows, width, ACTIVATION, GATED, "")
 
 
 @triton.jit(do_not_specialize=["threshold"])
@@ -230,7 +270,7 @@ def out_parts_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """What out_kernel does after its product, whose parts (count, rows, width) are added here."""
-    block_m, block_n = program_tile(rows, width, BLOCK_M, BLOCK_N, 1)
+    block_m, block_n = tile_blocks(tl.program_id(0), rows, width, BLOCK_M, BLOCK_N, 1)
     row, column = indices(block_m, BLOCK_M), indices(block_n, BLOCK_N)
     inside = (row < rows)[:, None] & (column < width)[None, :]
     at = row[:, None] * width + column[None, :]
@@ -238,7 +278,7 @@ def out_parts_kernel(
     acc = _sum_parts(parts, at, count, part_stride, inside, BLOCK_M, BLOCK_N)
     _finish_out(
         acc, bias, residual, rng, out, threshold, scale, block_m, block_n, rows, width, residual_row_stride,
-        residual_column_stride, BLOCK_M, BLOCK_N,
+        residual_column_stride, "",
     )  # fmt: skip
 
 
@@ -252,19 +292,22 @@ def first_product(
     if rows == 0 or width == 0:
         return
     act = GATES.get(activation, activation)
-    key = table_key(x.dtype, rows)
-    found = config("ffn_in_gated" if gated else "ffn_in", key, x.device)
-    count = parts(rows, width, depth, found, x.device)
+    pre_up = None
+    if pre is not None and gated:
+        pre, pre_up = pre[:, :width], pre[:, width:]
+    kernel = "ffn_in_gated" if gated else "ffn_in"
+    chosen = route(kernel, x, w_in, "nk", pre, pre_up, hidden, columns=width, gated=gated)
+    count = parts(rows, width, depth, chosen.config, x.device)
     if count == 1:
-        in_kernel[(tiles(rows, width, found.blocks),)](
-            x, w_in, bias, pre, hidden, rows, width, depth, *x.stride(), *w_in.stride(), ACTIVATION=act, GATED=gated,
-            EVEN_K=depth % found.blocks["BLOCK_K"] == 0, **found.options,
+        in_kernel[(chosen.grid(rows, width, x.device),)](
+            *chosen.left(x), *chosen.right(w_in, "nk", gated=gated), bias, chosen.tiles(pre), chosen.tiles(pre_up),
+            chosen.tiles(hidden), rows, width, depth, ACTIVATION=act, GATED=gated, **chosen.options(depth),
         )  # fmt: skip
         return
     sums = _sum_in_parts(x, w_in, count)
-    found = config("ffn_in_parts", key, x.device)
+    found = config("ffn_in_parts", table_key(x.dtype, rows), x.device)
     in_parts_kernel[(tiles(rows, width, found.blocks),)](
-        sums, bias, pre, hidden, count, rows, width, ACTIVATION=act, GATED=gated, **found.options
+        sums, bias, pre, pre_up, hidden, count, rows, width, ACTIVATION=act, GATED=gated, **found.options
     )
 
 
@@ -275,19 +318,18 @@ def second_product(
     (rows, depth), width = hidden.shape, w_out.shape[0]
     if out.numel() == 0:
         return
-    key = table_key(hidden.dtype, rows)
-    found = config("ffn_out", key, hidden.device)
-    count = parts(rows, width, depth, found, hidden.device)
+    chosen = route("ffn_out", hidden, w_out, "nk", out, columns=width)
+    count = parts(rows, width, depth, chosen.config, hidden.device)
     rng, threshold, scale = dropout.arguments if dropout else _NO_DROPOUT
     residual_strides = residual.stride() if residual is not None else (0, 1)
     if count == 1:
-        out_kernel[(tiles(rows, width, found.blocks),)](
-            hidden, w_out, bias, residual, rng, out, threshold, scale, rows, width, depth, *w_out.stride(),
-            *residual_strides, EVEN_K=depth % found.blocks["BLOCK_K"] == 0, **found.options,
+        out_kernel[(chosen.grid(rows, width, hidden.device),)](
+            *chosen.left(hidden), *chosen.right(w_out, "nk"), bias, residual, rng, chosen.tiles(out), threshold, scale,
+            rows, width, depth, *residual_strides, **chosen.options(depth),
         )  # fmt: skip
         return
     sums = _sum_in_parts(hidden, w_out, count)
-    found = config("ffn_out_parts", key, hidden.device)
+    found = config("ffn_out_parts", table_key(hidden.dtype, rows), hidden.device)
     out_parts_kernel[(tiles(rows, width, found.blocks),)](
         sums, bias, residual, rng, out, threshold, scale, count, rows, width, *residual_strides, **found.options
     )
@@ -303,5 +345,6 @@ def instances(architecture: str) -> Iterator[Instance]:
 def _sum_in_parts(a: Tensor, weights: Tensor, count: int) -> Tensor:
     """(count, rows, out features), float32: a @ weights^T, its sum shared among count programs."""
     sums = a.new_empty((count, a.shape[0], weights.shape[0]), dtype=torch.float32)
-    launch_product(a, weights.t(), sums, config("ffn_product", table_key(a.dtype, a.shape[0]), a.device))
+    found = config("ffn_product", table_key(a.dtype, a.shape[0]), a.device)
+    launch_product(a, weights.t(), sums, Route(found, ""))
     return sums

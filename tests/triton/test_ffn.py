@@ -19,7 +19,7 @@ from tilewright.verify.run import run_case
 if unavailable("triton") is not None:
     pytest.skip(f"the triton backend {unavailable('triton')}", allow_module_level=True)
 
-from tilewright.triton_kernels import ffn, ffn_product
+from tilewright.triton_kernels import ffn, ffn_backward, ffn_product
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, *HALF)
@@ -83,8 +83,74 @@ def test_each_gradient_alone(gradients: list[str], activation: str) -> None:
     check(case("alone", torch.bfloat16, rows=70, activation=activation, gradients=gradients, **options))
 
 
-def inputs(rows: int, dtype: torch.dtype = torch.float32, inner: int = 40) -> dict[str, torch.Tensor]:
-    shapes = {"x": (rows, 24), "w_in": (inner, 24), "w_out": (30, 40), "b_in": (inner,), "b_out": (30,)}
+@pytest.fixture
+def routes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How each large product's operands reach the kernel, in order: "" by pointers, else with TMA."""
+    found: list[str] = []
+    inner: Callable[..., ffn_product.Route] = ffn_product.route
+
+    def recorded(*args: Any, **options: Any) -> ffn_product.Route:
+        chosen = inner(*args, **options)
+        found.append(chosen.tma)
+        return chosen
+
+    for module in (ffn, ffn_backward, ffn_product):
+        monkeypatch.setattr(module, "route", recorded)
+    return found
+
+
+@pytest.mark.parametrize("tma", [True, False], ids=["tma", "pointers"])
+@pytest.mark.parametrize(("activation", "dtype"), [("gelu", torch.bfloat16), ("geglu_tanh", torch.float16)])
+def test_ragged_tiles(
+    activation: str, dtype: torch.dtype, tma: bool, routes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes that no block divides, so many tiles that a program computes several, and every part of the epilogues."""
+    monkeypatch.setattr(ffn_product, "_has_tma", lambda _: tma)
+    sizes = {"rows": 40, "features": 40, "hidden": 88, "out_features": 72}
+    check(case("ragged", dtype, activation=activation, biases=True, residual=True, dropout_p=0.3, **sizes))
+    wanted = {"kk", "kn", "mn"} if tma else {""}  # of the forward, dpre and dx, dw_in and dw_out
+    assert set(routes) == wanted
+
+
+@pytest.mark.parametrize("activation", ["silu", "reglu"])
+def test_transposed_weights_and_inputs(activation: str, routes: list[str]) -> None:
+    given = inputs(75, torch.bfloat16, inner=80 if activation == "reglu" else 40, out=72)
+    turned = {name: t.t().contiguous().t() if t.ndim == 2 else t for name, t in given.items()}
+    turned["x"] = torch.zeros(24, 80, device=DEVICE, dtype=torch.bfloat16)[:, :75].t().copy_(given["x"])
+    expected, got = (tw.ffn(**these, activation=activation, backend="triton") for these in (given, turned))
+    assert torch.equal(got, expected)
+    # A gate's columns and the up projection's are one block only in a weight's rows.
+    assert routes == ["kk", "kk", "" if activation == "reglu" else "mn", "kn"]
+
+
+def test_tma_only_where_layout_type_and_size_allow() -> None:
+    def tma(**changed: Any) -> str:
+        options = {"columns": 96, **{name: changed.pop(name) for name in ("columns", "gated") if name in changed}}
+        a, b, out = (changed.get(name, whole(96, 96)) for name in ("a", "b", "out"))
+        return ffn_product.route("ffn_in", a, b, "nk", out, **options).tma
+
+    def whole(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(rows, columns, device=DEVICE, dtype=dtype)
+
+    assert tma() == "kk"
+    assert tma(a=whole(96, 96).t(), b=whole(96, 96).t()) == "mn"
+    assert tma(a=whole(96, 104)[:, :96]) == "kk"
+    assert tma(a=whole(96, 104)[:, 8:], b=whole(104, 96)[8:]) == "kk"
+    assert tma(a=whole(96, 97)[:, 1:]) == "", "rows that are no multiple of 16 bytes"
+    assert tma(a=whole(96, 104)[:, 1:97]) == "", "an address that is no multiple of 16 bytes"
+    assert tma(a=whole(96, 192)[:, ::2]) == "", "elements that are no neighbours"
+    assert tma(a=whole(1, 96).expand(96, 96)) == "", "a stride of 0"
+    assert tma(a=whole(96, 0)) == tma(a=whole(96, 96)[:, :0]) == "", "no depth"
+    assert tma(b=whole(96, 104)[:, 1:97]) == "", "a misaligned weight"
+    assert tma(out=whole(96, 90)) == "" and tma(out=None) == "kk", "a result of odd width"
+    assert tma(b=whole(96, 96).t(), gated=True) == "" and tma(gated=True) == "kk"
+    assert tma(a=whole(96, 96, torch.float16), b=whole(96, 96, torch.float16)) == "kk"
+    assert tma(a=whole(96, 96, torch.float32), b=whole(96, 96, torch.float32)) == ""
+    assert tma(a=whole(32, 96), columns=96) == "", "fewer tiles than multiprocessors"
+
+
+def inputs(rows: int, dtype: torch.dtype = torch.float32, inner: int = 40, out: int = 30) -> dict[str, torch.Tensor]:
+    shapes = {"x": (rows, 24), "w_in": (inner, 24), "w_out": (out, 40), "b_in": (inner,), "b_out": (out,)}
     return {name: torch.randn(shape, device=DEVICE, dtype=dtype) for name, shape in shapes.items()}
 
 
