@@ -13,42 +13,48 @@ import triton.language as tl
 
 from .attention_tile import (
     diagonal,
-    dropped,
+    kept_by_dropout,
     key_range,
-    load_rows,
+    load_tile,
     logits,
     natural_log,
     rescale,
     sequence,
     softmax_weights,
     unit,
+    whole_tiles,
 )
 from .math import LOG2E, cast, dot, store
 
 
 @triton.jit
 def _load_keys(
-    base, keys, columns, stride, limit, width, table, page_size, stride_page, PAGED: tl.constexpr,
-    CHECK_ROWS: tl.constexpr, CHECK_WIDTH: tl.constexpr,
+    base, box, b, head, first, start, columns, stride, limit, width, table, page_size, stride_page,
+    PAGED: tl.constexpr, CHECK_ROWS: tl.constexpr, CHECK_WIDTH: tl.constexpr, TMA: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """As load_rows; with PAGED, key j is row j % page_size of page table[j // page_size]."""
-    if not PAGED:
-        return load_rows(base, keys, columns, stride, limit, width, CHECK_ROWS, CHECK_WIDTH)
-    inside = keys < limit
-    page = tl.load(table + keys // page_size, mask=inside, other=0).to(tl.int64)
-    pointers = base + (page * stride_page + (keys % page_size) * stride)[:, None] + columns[None, :]
-    return tl.load(pointers, mask=inside[:, None] & (columns[None, :] < width), other=0.0)
+    """As load_tile; with PAGED, key j is row j % page_size of page table[j // page_size]."""
+    if PAGED:
+        keys = start + tl.arange(0, BLOCK_N)
+        inside = keys < limit
+        page = tl.load(table + keys // page_size, mask=inside, other=0).to(tl.int64)
+        pointers = base + (page * stride_page + (keys % page_size) * stride)[:, None] + columns[None, :]
+        loaded = tl.load(pointers, mask=inside[:, None] & (columns[None, :] < width), other=0.0)
+    else:
+        loaded = load_tile(
+            base, box, b, head, first, start, columns, stride, limit, width, CHECK_ROWS, CHECK_WIDTH, TMA, BLOCK_N
+        )
+    return loaded
 
 
 @triton.jit
 def _attend(
-    q, acc, m, total, i, begin, end, keys_base, values_base, mask, slope, plane,
+    q, acc, m, total, i, begin, end, keys_base, values_base, k_box, v_box, box_b, box_head, first_k, mask, slope, plane,
     stride_ks, stride_vs, stride_kp, stride_vp, stride_mask_q, stride_mask_k, table, page_size,
     seqlen_q, seqlen_k, shift, left, right, scale, softcap, rng, threshold, head_dim, head_dim_v,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PAGED: tl.constexpr,
     MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
-    MASKED: tl.constexpr,
+    TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The block of rows over keys [begin, end), in tiles that start at `begin`."""
     NATURAL: tl.constexpr = MASK == "float" or HAS_ALIBI
@@ -56,7 +62,10 @@ def _attend(
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     for start in tl.range(begin, end, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
-        k = _load_keys(keys_base, j, d, stride_ks, end, head_dim, table, page_size, stride_kp, PAGED, MASKED, CHECK_D)
+        k = _load_keys(
+            keys_base, k_box, box_b, box_head, first_k, start, d, stride_ks, end, head_dim, table, page_size, stride_kp,
+            PAGED, MASKED, CHECK_D, TMA, BLOCK_N,
+        )  # fmt: skip
         s = dot(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32))
         s, _capped = logits(
             s, i[:, None], j[None, :], mask, stride_mask_q, stride_mask_k, slope, seqlen_q, tl.minimum(seqlen_k, end),
@@ -70,29 +79,33 @@ def _attend(
         total = total * alpha + tl.sum(p, 1)
         m = new
         if HAS_DROPOUT:
-            p = dropped(p, rng, i[:, None], j[None, :], plane, threshold)
+            p = tl.where(kept_by_dropout(rng, i[:, None], start, plane, threshold, q.shape[0], BLOCK_N), p, 0.0)
         v = _load_keys(
-            values_base, j, dv, stride_vs, end, head_dim_v, table, page_size, stride_vp, PAGED, MASKED, CHECK_DV
-        )
+            values_base, v_box, box_b, box_head, first_k, start, dv, stride_vs, end, head_dim_v, table, page_size,
+            stride_vp, PAGED, MASKED, CHECK_DV, TMA, BLOCK_N,
+        )  # fmt: skip
         acc = dot(cast(p, v.dtype), v, acc * alpha[:, None])
     return acc, m, total
 
 
 @triton.jit
 def attention_forward(
-    Q, K, V, OUT, LSE, STATS, MASK_PTR, SLOPES, SINKS, RNG, CU_Q, CU_K, LENGTHS_K, TABLE, PARTS,
+    Q, K, V, K_BOX, V_BOX, OUT, LSE, STATS, MASK_PTR, SLOPES, SINKS, RNG, CU_Q, CU_K, LENGTHS_K, TABLE, PARTS,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
-    stride_ob, stride_oh, stride_os, stride_lb, stride_lh, stride_ls, stride_tb, stride_th, stride_ts,
+    stride_ob, stride_oh, stride_os, stride_lb, stride_lh, stride_ls, stride_tb, stride_th,
     stride_mask_b, stride_mask_h, stride_mask_q, stride_mask_k, stride_slopes_b, stride_slopes_h, stride_table,
     heads, group, seqlen_q, seqlen_k, head_dim, head_dim_v, left, right, page_size, splits,
     scale, sign, softcap, threshold, dropout_scale,
     MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TOP_LEFT: tl.constexpr,
     VARLEN: tl.constexpr, CACHE: tl.constexpr, PAGED: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr,
-    HAS_STATS: tl.constexpr, SIGNED: tl.constexpr, CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
+    HAS_STATS: tl.constexpr, SIGNED: tl.constexpr, TMA: tl.constexpr, CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """scale is positive; with SIGNED q is multiplied by `sign`, which is -1 or 0, first.
+    """With TMA, K_BOX and V_BOX describe K and V: see descriptor.py. Of packed and cached sequences the tiles at a
+    border are loaded by pointers: a box would have rows of the next sequence, or unwritten ones, whatever they are.
+
+    scale is positive; with SIGNED q is multiplied by `sign`, which is -1 or 0, first.
 
     Program (block of rows, sequence and head, split). With PACKED the second axis counts key heads, and row r is query
     r // group of the group's head r % group. With SPLIT the parts go to PARTS: see attention_decode.merge."""
@@ -139,11 +152,7 @@ def attention_forward(
         part = tl.program_id(2)
         lo = tl.maximum(lo, whole_lo + tiles * part // splits * BLOCK_N)
         hi = tl.minimum(hi, whole_lo + tiles * (part + 1) // splits * BLOCK_N)
-    # [lo, left_end) is cut by the window, [left_end, right_begin) by nothing, [right_begin, hi) by bound or length.
-    left_end = lo
-    if HAS_LEFT:
-        left_end = tl.minimum(lo + tl.cdiv(tl.maximum(lo_all - lo, 0), BLOCK_N) * BLOCK_N, hi)
-    right_begin = left_end + tl.maximum(tl.minimum(hi_all, hi) - left_end, 0) // BLOCK_N * BLOCK_N
+    begin_whole, end_whole = whole_tiles(lo, hi, lo_all, hi_all, BLOCK_N, HAS_LEFT)
 
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -155,15 +164,17 @@ def attention_forward(
         keys = K + batch * stride_kb + kv_head.to(tl.int64) * stride_kh + first_k * stride_ks
         values = V + batch * stride_vb + kv_head.to(tl.int64) * stride_vh + first_k * stride_vs
         table = TABLE
+    # Tiles that the window cuts, whole ones, and those that the causal bound or the length cuts.
     for part in tl.static_range(0 if HAS_LEFT else 1, 3):
-        begin = lo if part == 0 else (left_end if part == 1 else right_begin)
-        end = left_end if part == 0 else (right_begin if part == 1 else hi)
+        begin = lo if part == 0 else (begin_whole if part == 1 else end_whole)
+        end = begin_whole if part == 0 else (end_whole if part == 1 else hi)
         acc, m, total = _attend(
-            q, acc, m, total, i, begin, end, keys, values, mask, slope, dropout_plane,
+            q, acc, m, total, i, begin, end, keys, values, K_BOX, V_BOX, batch.to(tl.int32), kv_head,
+            first_k.to(tl.int32), mask, slope, dropout_plane,
             stride_ks, stride_vs, stride_kb, stride_vb, stride_mask_q, stride_mask_k, table, page_size,
             seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold, head_dim, head_dim_v,
             BLOCK_N, BLOCK_D, BLOCK_DV, PAGED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
-            CHECK_D, CHECK_DV, part != 1,
+            CHECK_D, CHECK_DV, TMA and (part == 1 or not (VARLEN or CACHE)), part != 1,
         )  # fmt: skip
 
     if SPLIT:
@@ -193,6 +204,6 @@ def attention_forward(
     tl.store(LSE + batch * stride_lb + at[0] * stride_ls + at[1] * stride_lh, lse, mask=used)
     if HAS_STATS:
         # Of an empty row max = +inf, so that every weight is 0.
-        stats = STATS + batch * stride_tb + at[0] * stride_ts + at[1] * stride_th
+        stats = STATS + batch * stride_tb + at[0] * 2 + at[1] * stride_th
         tl.store(stats, tl.where(empty, float("inf"), top), mask=used)
         tl.store(stats + 1, inverse, mask=used)

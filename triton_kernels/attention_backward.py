@@ -17,82 +17,101 @@ import triton.language as tl
 
 from .attention_tile import (
     diagonal,
-    dropped,
+    kept_by_dropout,
     key_range,
     load_rows,
     load_statistics,
+    load_terms,
+    load_tile,
     logits,
     query_range,
     sequence,
     softmax_weights,
     unit,
+    whole_tiles,
 )
 from .math import cast, dot, store, wide
 
 
 @triton.jit
 def weights_and_gradient(
-    s, dp, i, j, m, inverse, delta, mask, slope, plane,
-    stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, rng, threshold, dropout_scale,
+    s, dp, kept, i, j, m, inverse, delta, mask, slope,
+    stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, dropout_scale,
     MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
-    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, OF_LOGITS: tl.constexpr, AXIS: tl.constexpr,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, OF_LOGITS: tl.constexpr, MASKED: tl.constexpr, AXIS: tl.constexpr,
 ):  # fmt: skip
-    """From S and dP of a tile: P after dropout (without its scale), and dS, with respect to scale * q . k, or with
-    OF_LOGITS to the logits. With AXIS >= 0 the tile has all keys of its rows along that axis, and `delta` is dlse."""
+    """From S and dP of a tile, and what dropout keeps of it: P after dropout (without its scale), and dS, with respect
+    to scale * q . k, or with OF_LOGITS to the logits. With AXIS >= 0 the tile has all keys of its rows along that axis,
+    and `delta` is dlse."""
     NATURAL: tl.constexpr = MASK == "float" or HAS_ALIBI
     s, capped = logits(
         s, i, j, mask, stride_mask_q, stride_mask_k, slope, seqlen_q, seqlen_k, shift, left, right, scale, softcap,
-        MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_LEFT, HAS_RIGHT, True,
+        MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_LEFT, HAS_RIGHT, MASKED,
     )  # fmt: skip
     p = softmax_weights(s, m, unit(scale, HAS_SOFTCAP, NATURAL), NATURAL) * inverse
-    kept = p
+    dropped = p
     if HAS_DROPOUT:
-        kept = dropped(p, rng, i, j, plane, threshold)
-        dp = tl.where(kept == p, dp * dropout_scale, 0.0)
+        dropped = tl.where(kept, p, 0.0)
+        dp = tl.where(kept, dp * dropout_scale, 0.0)
     if AXIS >= 0:
         delta = tl.expand_dims(tl.sum(p * dp, AXIS), AXIS) - delta
     ds = p * (dp - delta)
     if HAS_SOFTCAP and not OF_LOGITS:
         ds = ds * (1.0 - capped * capped)
-    return kept, ds, delta
+    return dropped, ds, delta
 
 
 @triton.jit
 def rows_against_keys(
-    q, dout, keys, values, stride_ks, stride_vs, head_dim, head_dim_v,
-    i, j, m, inverse, delta, mask, slope, plane,
+    q, dout, keys, values, k_box, v_box, box_b, box_head, first_k, stride_ks, stride_vs, head_dim, head_dim_v,
+    i, start, m, inverse, delta, mask, slope, plane,
     stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, rng, threshold, dropout_scale,
     MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
-    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, OF_LOGITS: tl.constexpr, AXIS: tl.constexpr,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
+    OF_LOGITS: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr, AXIS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A tile [rows, keys]: its keys, and dS and delta as weights_and_gradient has them."""
-    k = load_rows(keys, j, tl.arange(0, q.shape[1]), stride_ks, seqlen_k, head_dim)
-    v = load_rows(values, j, tl.arange(0, dout.shape[1]), stride_vs, seqlen_k, head_dim_v)
-    s = dot(q, tl.trans(k), tl.zeros([q.shape[0], j.shape[0]], tl.float32))
-    dp = dot(dout, tl.trans(v), tl.zeros([q.shape[0], j.shape[0]], tl.float32))
+    """A tile [rows, keys from `start` on]: its keys, and dS and delta as weights_and_gradient has them."""
+    d, dv = tl.arange(0, q.shape[1]), tl.arange(0, dout.shape[1])
+    k = load_tile(
+        keys, k_box, box_b, box_head, first_k, start, d, stride_ks, seqlen_k, head_dim, MASKED, CHECK_D, TMA, BLOCK_N
+    )
+    v = load_tile(
+        values, v_box, box_b, box_head, first_k, start, dv, stride_vs, seqlen_k, head_dim_v, MASKED, CHECK_DV, TMA,
+        BLOCK_N,
+    )  # fmt: skip
+    s = dot(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32))
+    dp = dot(dout, tl.trans(v), tl.zeros([q.shape[0], BLOCK_N], tl.float32))
+    j = start + tl.arange(0, BLOCK_N)
+    kept = True
+    if HAS_DROPOUT:
+        kept = kept_by_dropout(rng, i[:, None], start, plane, threshold, q.shape[0], BLOCK_N)
     _p, ds, delta = weights_and_gradient(
-        s, dp, i[:, None], j[None, :], m[:, None], inverse[:, None], delta[:, None], mask, slope, plane,
-        stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, rng, threshold,
-        dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, OF_LOGITS, AXIS,
+        s, dp, kept, i[:, None], j[None, :], m[:, None], inverse[:, None], delta[:, None], mask, slope,
+        stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap,
+        dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, OF_LOGITS, MASKED, AXIS,
     )  # fmt: skip
     return k, ds, tl.reshape(delta, [q.shape[0]])
 
 
 @triton.jit
 def attention_backward_rows(
-    Q, K, V, OUT, DOUT, DLSE, STATS, DELTA, DQ, MASK_PTR, SLOPES, RNG, CU_Q, CU_K,
+    Q, K, V, K_BOX, V_BOX, OUT, DOUT, DLSE, STATS, TERMS, DQ, MASK_PTR, SLOPES, RNG, CU_Q, CU_K,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
     stride_ob, stride_oh, stride_os, stride_db, stride_dh, stride_ds, stride_gb, stride_gh, stride_gs,
-    stride_lb, stride_lh, stride_ls, stride_tb, stride_th, stride_ts, stride_eb, stride_eh, stride_es,
+    stride_lb, stride_lh, stride_ls, stride_tb, stride_th, stride_eb, stride_eh,
     stride_mask_b, stride_mask_h, stride_mask_q, stride_mask_k, stride_slopes_b, stride_slopes_h,
     heads, group, seqlen_q, seqlen_k, head_dim, head_dim_v, left, right,
     scale, sign, softcap, threshold, dropout_scale,
     MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TOP_LEFT: tl.constexpr, VARLEN: tl.constexpr,
-    HAS_DLSE: tl.constexpr, WANT_DQ: tl.constexpr, SIGNED: tl.constexpr,
+    HAS_DLSE: tl.constexpr, WANT_DQ: tl.constexpr, SIGNED: tl.constexpr, TMA: tl.constexpr,
+    CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """delta and dQ. Strides: d dOut, g dQ, l dlse, t the statistics, e delta. Program (rows, sequence and head)."""
+    """dQ, and the rows' maximum, 1 / sum and delta to TERMS, (..., rows, 4). Strides: d dOut, g dQ, l dlse, t the
+    statistics, e TERMS. TMA as in attention_forward.
+
+    Program (block of rows, sequence and head)."""
     block, plane = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     b, head = plane // heads, plane % heads
     first_q, first_k, seqlen_q, seqlen_k = sequence(b, seqlen_q, seqlen_k, CU_Q, CU_K, CU_K, VARLEN, False)
@@ -118,8 +137,8 @@ def attention_backward_rows(
         dlse = tl.load(DLSE + batch * stride_lb + h * stride_lh + at * stride_ls, mask=used, other=0.0)
     delta -= dlse
     shift = diagonal(seqlen_q, seqlen_k, TOP_LEFT)
-    lo, hi, _lo, _hi = key_range(first, last, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
-    stats = STATS + batch * stride_tb + h * stride_th + at * stride_ts
+    lo, hi, lo_all, hi_all = key_range(first, last, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
+    stats = STATS + batch * stride_tb + h * stride_th + at * 2
     m, inverse = load_statistics(stats, used)
     q = load_rows(Q + batch * stride_qb + h * stride_qh + first_q * stride_qs, i, d, stride_qs, seqlen_q, head_dim)
     if SIGNED:
@@ -133,24 +152,33 @@ def attention_backward_rows(
     keys = K + batch * stride_kb + kv_head * stride_kh + first_k * stride_ks
     values = V + batch * stride_vb + kv_head * stride_vh + first_k * stride_vs
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    box_b, box_head, box_row = batch.to(tl.int32), head // group, first_k.to(tl.int32)
     if hi - lo <= BLOCK_N:
-        j = lo + tl.arange(0, BLOCK_N)
         k, ds, delta = rows_against_keys(
-            q, dout, keys, values, stride_ks, stride_vs, head_dim, head_dim_v, i, j, m, inverse, dlse, mask, slope,
-            plane, stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold,
-            dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, False, 1,
+            q, dout, keys, values, K_BOX, V_BOX, box_b, box_head, box_row, stride_ks, stride_vs, head_dim, head_dim_v,
+            i, lo, m, inverse, dlse, mask, slope, plane, stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift,
+            left, right, scale, softcap, RNG, threshold, dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT,
+            HAS_LEFT, HAS_RIGHT, CHECK_D, CHECK_DV, False, False, True, 1, BLOCK_N,
         )  # fmt: skip
         dq = dot(cast(ds, k.dtype), k, dq)
     elif WANT_DQ:
-        for start in tl.range(lo, hi, BLOCK_N):
-            j = start + tl.arange(0, BLOCK_N)
-            k, ds, _delta = rows_against_keys(
-                q, dout, keys, values, stride_ks, stride_vs, head_dim, head_dim_v, i, j, m, inverse, delta, mask, slope,
-                plane, stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG,
-                threshold, dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, False, -1,
-            )  # fmt: skip
-            dq = dot(cast(ds, k.dtype), k, dq)
-    tl.store(DELTA + batch * stride_eb + h * stride_eh + at * stride_es, delta, mask=used)
+        begin_whole, end_whole = whole_tiles(lo, hi, lo_all, hi_all, BLOCK_N, HAS_LEFT)
+        for part in tl.static_range(0 if HAS_LEFT else 1, 3):
+            begin = lo if part == 0 else (begin_whole if part == 1 else end_whole)
+            end = begin_whole if part == 0 else (end_whole if part == 1 else hi)
+            for start in tl.range(begin, end, BLOCK_N):
+                k, ds, _delta = rows_against_keys(
+                    q, dout, keys, values, K_BOX, V_BOX, box_b, box_head, box_row, stride_ks, stride_vs, head_dim,
+                    head_dim_v, i, start, m, inverse, delta, mask, slope, plane, stride_mask_q, stride_mask_k,
+                    seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold, dropout_scale, MASK,
+                    HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, CHECK_D, CHECK_DV, False,
+                    TMA and (part == 1 or not VARLEN), part != 1, -1, BLOCK_N,
+                )  # fmt: skip
+                dq = dot(cast(ds, k.dtype), k, dq)
+    terms = TERMS + batch * stride_eb + h * stride_eh + at * 4
+    tl.store(terms, m, mask=used)
+    tl.store(terms + 1, inverse, mask=used)
+    tl.store(terms + 2, delta, mask=used)
     if WANT_DQ:
         if SIGNED:
             scale = scale * sign
@@ -161,16 +189,17 @@ def attention_backward_rows(
 
 @triton.jit
 def attention_backward_keys(
-    Q, K, V, DOUT, STATS, DELTA, DK, DV, MASK_PTR, SLOPES, RNG, CU_Q, CU_K,
+    Q, K, V, Q_BOX, DOUT_BOX, DOUT, TERMS, DK, DV, MASK_PTR, SLOPES, RNG, CU_Q, CU_K,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
     stride_db, stride_dh, stride_ds, stride_gkb, stride_gkh, stride_gks, stride_gvb, stride_gvh, stride_gvs,
-    stride_tb, stride_th, stride_ts, stride_eb, stride_eh, stride_es,
+    stride_eb, stride_eh,
     stride_mask_b, stride_mask_h, stride_mask_q, stride_mask_k, stride_slopes_b, stride_slopes_h,
     heads, group, seqlen_q, seqlen_k, head_dim, head_dim_v, left, right,
     scale, sign, softcap, threshold, dropout_scale,
     MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TOP_LEFT: tl.constexpr, VARLEN: tl.constexpr,
-    WANT_DK: tl.constexpr, WANT_DV: tl.constexpr, SIGNED: tl.constexpr,
+    WANT_DK: tl.constexpr, WANT_DV: tl.constexpr, SIGNED: tl.constexpr, TMA: tl.constexpr,
+    CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dK and dV, summed over the query heads of a group, on transposed tiles [keys, rows]. Program (block of keys,
@@ -194,38 +223,54 @@ def attention_backward_keys(
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dvalue = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
     shift = diagonal(seqlen_q, seqlen_k, TOP_LEFT)
-    lo, hi, _lo, _hi = query_range(first, last, shift, seqlen_q, left, right, HAS_LEFT, HAS_RIGHT)
+    lo, hi, lo_all, hi_all = query_range(first, last, shift, seqlen_q, left, right, HAS_LEFT, HAS_RIGHT)
+    begin_whole, end_whole = whole_tiles(lo, hi, lo_all, hi_all, BLOCK_M, HAS_RIGHT)
+    box_b, box_row = batch.to(tl.int32), first_q.to(tl.int32)
     for member in tl.range(0, group):
         head = kv_head * group + member
         h = wide(head)
         queries = Q + batch * stride_qb + h * stride_qh + first_q * stride_qs
         gradients = DOUT + batch * stride_db + h * stride_dh + first_q * stride_ds
+        terms = TERMS + batch * stride_eb + h * stride_eh + first_q * 4
         mask = MASK_PTR
         if MASK != "":
             mask = MASK_PTR + b.to(tl.int64) * stride_mask_b + h * stride_mask_h
         slope = 0.0
         if HAS_ALIBI:
             slope = tl.load(SLOPES + b * stride_slopes_b + head * stride_slopes_h)
-        for start in tl.range(lo, hi, BLOCK_M):
-            i = start + tl.arange(0, BLOCK_M)
-            used, at = i < seqlen_q, first_q + i.to(tl.int64)
-            stats = STATS + batch * stride_tb + h * stride_th + at * stride_ts
-            m, inverse = load_statistics(stats, used)
-            delta = tl.load(DELTA + batch * stride_eb + h * stride_eh + at * stride_es, mask=used, other=0.0)
-            q = load_rows(queries, i, d, stride_qs, seqlen_q, head_dim)
-            dout = load_rows(gradients, i, dv, stride_ds, seqlen_q, head_dim_v)
-            s = dot(k, tl.trans(q), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
-            dp = dot(v, tl.trans(dout), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
-            p, ds, _delta = weights_and_gradient(
-                s, dp, i[None, :], j[:, None], m[None, :], inverse[None, :], delta[None, :], mask, slope,
-                b * heads + head, stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap,
-                RNG, threshold, dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, False,
-                -1,
-            )  # fmt: skip
-            if WANT_DV:
-                dvalue = dot(cast(p, dout.dtype), dout, dvalue)
-            if WANT_DK:
-                dk = dot(cast(ds, q.dtype), q, dk)
+        # Tiles that the causal bound cuts, whole ones, and those that the window or the length cuts.
+        for part in tl.static_range(0 if HAS_RIGHT else 1, 3):
+            begin = lo if part == 0 else (begin_whole if part == 1 else end_whole)
+            end = begin_whole if part == 0 else (end_whole if part == 1 else hi)
+            # Cut tiles are few, and in a pipeline their masks would cost registers.
+            for start in tl.range(begin, end, BLOCK_M, num_stages=None if part == 1 else 1):
+                i = start + tl.arange(0, BLOCK_M)
+                m, inverse, delta = load_terms(terms, i, seqlen_q)
+                q = load_tile(
+                    queries, Q_BOX, box_b, head, box_row, start, d, stride_qs, seqlen_q, head_dim, part != 1, CHECK_D,
+                    TMA and (part == 1 or not VARLEN), BLOCK_M,
+                )  # fmt: skip
+                dout = load_tile(
+                    gradients, DOUT_BOX, box_b, head, box_row, start, dv, stride_ds, seqlen_q, head_dim_v, part != 1,
+                    CHECK_DV, TMA and (part == 1 or not VARLEN), BLOCK_M,
+                )  # fmt: skip
+                s = dot(k, tl.trans(q), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
+                dp = dot(v, tl.trans(dout), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
+                kept = True
+                if HAS_DROPOUT:
+                    kept = tl.trans(
+                        kept_by_dropout(RNG, i[:, None], first, b * heads + head, threshold, BLOCK_M, BLOCK_N)
+                    )
+                p, ds, _delta = weights_and_gradient(
+                    s, dp, kept, i[None, :], j[:, None], m[None, :], inverse[None, :], delta[None, :], mask, slope,
+                    stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap,
+                    dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT,
+                    HAS_RIGHT, False, part != 1, -1,
+                )  # fmt: skip
+                if WANT_DV:
+                    dvalue = dot(cast(p, dout.dtype), dout, dvalue)
+                if WANT_DK:
+                    dk = dot(cast(ds, q.dtype), q, dk)
     at = first_k + j.to(tl.int64)
     if WANT_DK:
         if SIGNED:

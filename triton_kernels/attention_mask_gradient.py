@@ -10,22 +10,22 @@ import triton
 import triton.language as tl
 
 from .attention_backward import rows_against_keys
-from .attention_tile import diagonal, key_range, load_rows, load_statistics, sequence
+from .attention_tile import diagonal, key_range, load_rows, load_terms, sequence
 from .math import cast, wide
 
 
 @triton.jit
 def attention_backward_mask(
-    Q, K, V, DOUT, STATS, DELTA, DMASK, MASK_PTR, SLOPES, RNG, CU_Q, CU_K,
+    Q, K, V, DOUT, TERMS, DMASK, MASK_PTR, SLOPES, RNG, CU_Q, CU_K,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
-    stride_db, stride_dh, stride_ds, stride_tb, stride_th, stride_ts, stride_eb, stride_eh, stride_es,
+    stride_db, stride_dh, stride_ds, stride_eb, stride_eh,
     stride_mask_b, stride_mask_h, stride_mask_q, stride_mask_k, stride_slopes_b, stride_slopes_h,
     batches, heads, group, mask_heads, mask_q, mask_k, seqlen_q, seqlen_k, head_dim, head_dim_v, left, right,
     scale, sign, softcap, threshold, dropout_scale,
     HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TOP_LEFT: tl.constexpr, VARLEN: tl.constexpr,
     ALL_BATCHES: tl.constexpr, ALL_HEADS: tl.constexpr, ALL_QUERIES: tl.constexpr, ALL_KEYS: tl.constexpr,
-    SIGNED: tl.constexpr,
+    SIGNED: tl.constexpr, CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """ALL_*: the mask is broadcast along it. DMASK is contiguous.
@@ -63,10 +63,8 @@ def attention_backward_mask(
                 slope = tl.load(SLOPES + b * stride_slopes_b + head * stride_slopes_h)
             for q_start in tl.range(q_begin, q_end, BLOCK_M):
                 i = q_start + tl.arange(0, BLOCK_M)
-                used, at = i < len_q, first_q + i.to(tl.int64)
-                stats = STATS + batch * stride_tb + h * stride_th + at * stride_ts
-                m, inverse = load_statistics(stats, used)
-                delta = tl.load(DELTA + batch * stride_eb + h * stride_eh + at * stride_es, mask=used, other=0.0)
+                terms = TERMS + batch * stride_eb + h * stride_eh + first_q * 4
+                m, inverse, delta = load_terms(terms, i, len_q)
                 q = load_rows(
                     Q + batch * stride_qb + h * stride_qh + first_q * stride_qs, i, d, stride_qs, len_q, head_dim
                 )
@@ -79,12 +77,12 @@ def attention_backward_mask(
                 lo, hi, _lo, _hi = key_range(q_start, last, shift, len_k, left, right, HAS_LEFT, HAS_RIGHT)
                 for k_start in tl.range(k_begin, k_end, BLOCK_N):
                     if (k_start < hi) & (k_start + BLOCK_N > lo):
-                        j = k_start + tl.arange(0, BLOCK_N)
                         _k, ds, _delta = rows_against_keys(
-                            q, dout, keys, values, stride_ks, stride_vs, head_dim, head_dim_v, i, j, m, inverse, delta,
-                            mask, slope, b * heads + head, stride_mask_q, stride_mask_k, len_q, len_k, shift, left,
-                            right, scale, softcap, RNG, threshold, dropout_scale, "float", HAS_ALIBI, HAS_SOFTCAP,
-                            HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, True, -1,
+                            q, dout, keys, values, None, None, 0, 0, 0, stride_ks, stride_vs, head_dim, head_dim_v, i,
+                            k_start, m, inverse, delta, mask, slope, b * heads + head, stride_mask_q, stride_mask_k,
+                            len_q, len_k, shift, left, right, scale, softcap, RNG, threshold, dropout_scale, "float",
+                            HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, CHECK_D, CHECK_DV, True, False,
+                            True, -1, BLOCK_N,
                         )  # fmt: skip
                         total += ds
     base = DMASK + plane.to(tl.int64) * mask_q * mask_k

@@ -1,67 +1,92 @@
 """Launch configurations of attention*.py: {architecture: {kernel: {key: (blocks, num_warps, num_stages)}}}.
 
-Keys are "bytes per element, padded head dim": the larger of D's and Dv's. Key "" is every key that is not listed.
+Keys are table_key()'s. Key "" is every key that is not listed.
 """
 
 from __future__ import annotations
 
 Entry = tuple[dict[str, int], int, int]
 
+#: What a call's options ask for: nothing, or one small thing; several; nearly all there are. Each takes registers.
+LOADS = ("", ",some", ",many")
+#: Padded head dims.
+WIDTHS = (16, 32, 64, 128, 256)
 
-def _rows(rows: dict[tuple[int, ...], tuple[int, int, int, int]], size: int) -> dict[str, Entry]:
-    """{head dims: (BLOCK_M, BLOCK_N, num_warps, num_stages)} spelt out."""
+
+def table_key(element_size: int, width: int, load: int) -> str:
+    """ "bytes per element,padded head dim", the larger of D's and Dv's, and one of LOADS.
+
+    load counts options by what they cost: a mask and dropout two each, ALiBi, softcap, a window and packing one each.
+    Head dim 256 leaves registers for none of them.
+    """
+    alone = 0 if width == 256 else 1
+    return f"{element_size},{width}{LOADS[0 if load <= alone else 1 if load <= 4 else 2]}"
+
+
+Tile = tuple[int, int, int, int]  # BLOCK_M, BLOCK_N, num_warps, num_stages
+
+
+def _rows(size: int, tiles: dict[tuple[int, ...], tuple[Tile, ...]]) -> dict[str, Entry]:
+    """{padded head dims: a tile for each of LOADS, the last for all that follow}, spelt out."""
     return {
-        f"{size},{d}": ({"BLOCK_M": m, "BLOCK_N": n}, warps, stages)
-        for dims, (m, n, warps, stages) in rows.items()
-        for d in dims
+        f"{size},{width}{load}": ({"BLOCK_M": m, "BLOCK_N": n}, warps, stages)
+        for widths, found in tiles.items()
+        for width in widths
+        for load, (m, n, warps, stages) in zip(LOADS, (*found, found[-1], found[-1]), strict=False)
     }
 
 
-_HOPPER_FORWARD = {
-    **_rows({(16, 32, 64): (128, 128, 8, 2), (128,): (128, 128, 8, 2), (256,): (128, 64, 8, 2)}, 2),
-    **_rows({(16, 32): (64, 32, 4, 2), (64,): (64, 32, 4, 2), (128, 256): (32, 16, 4, 1)}, 4),
-}
-_ROWS = {
-    **_rows({(16, 32, 64): (128, 64, 8, 2), (128,): (128, 64, 8, 2), (256,): (32, 32, 8, 1)}, 2),
-    **_rows({(16, 32, 64): (32, 32, 4, 1), (128,): (16, 32, 8, 1), (256,): (16, 16, 8, 1)}, 4),
-}
-_BACKWARD = {
-    "attention_backward_rows": _ROWS,
-    "attention_backward_keys": {
-        **_rows({(16, 32, 64): (64, 128, 8, 1), (128,): (64, 64, 8, 1), (256,): (32, 32, 8, 1)}, 2),
-        **_rows({(16, 32, 64): (16, 64, 4, 1), (128,): (16, 32, 8, 1), (256,): (16, 16, 8, 1)}, 4),
+# Not measured: chosen from published configurations of kernels of the same kind, and by registers, spills and shared
+# memory in the machine code: the largest tile that spills nothing, or in the backward least.
+_HOPPER = {
+    "attention_forward": {
+        **_rows(2, {
+            (16, 32, 64): ((128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 2)),
+            (128,): ((128, 128, 8, 2), (128, 64, 8, 2), (64, 32, 8, 2)),
+            (256,): ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 8, 2)),
+        }),
+        **_rows(4, {(16, 32, 64): ((64, 32, 4, 2),), (128, 256): ((32, 16, 4, 1),)}),
     },
-    "attention_backward_mask": _ROWS,
-}
+    "attention_decode": {"": ({"BLOCK_M": 16, "BLOCK_N": 64}, 4, 3)},
+    "attention_backward_rows": {
+        **_rows(2, {
+            (16, 32, 64): ((128, 64, 8, 2),),
+            (128,): ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 8, 2)),
+            (256,): ((64, 32, 8, 2), (32, 32, 8, 2)),
+        }),
+        **_rows(4, {(16, 32, 64): ((32, 32, 4, 1),), (128,): ((16, 32, 8, 1),), (256,): ((16, 16, 8, 1),)}),
+    },
+    "attention_backward_keys": {
+        **_rows(2, {
+            (16, 32, 64): ((64, 128, 8, 2), (32, 64, 8, 2)),
+            (128,): ((32, 128, 8, 2), (32, 64, 8, 2), (32, 32, 8, 2)),
+            (256,): ((32, 32, 8, 2), (16, 32, 8, 2)),
+        }),
+        **_rows(4, {(16, 32, 64): ((16, 64, 4, 1),), (128,): ((16, 32, 8, 1),), (256,): ((16, 16, 8, 1),)}),
+    },
+    "attention_backward_mask": {
+        **_rows(2, {(16, 32, 64): ((64, 64, 8, 2),), (128,): ((64, 32, 8, 2),), (256,): ((32, 32, 8, 2),)}),
+        **_rows(4, {(16, 32, 64): ((32, 32, 4, 1),), (128,): ((16, 32, 8, 1),), (256,): ((16, 16, 8, 1),)}),
+    },
+}  # fmt: skip
 
 TABLE: dict[str, dict[str, dict[str, Entry]]] = {
     # The interpreter runs a program's operations one numpy call after another, so blocks are large there, and yet small
     # enough that tests see several of them.
-    "interpreter": {
-        "attention_forward": {"": ({"BLOCK_M": 64, "BLOCK_N": 64}, 1, 1)},
-        "attention_decode": {"": ({"BLOCK_M": 64, "BLOCK_N": 64}, 1, 1)},
-        "attention_backward_rows": {"": ({"BLOCK_M": 64, "BLOCK_N": 64}, 1, 1)},
-        "attention_backward_keys": {"": ({"BLOCK_M": 64, "BLOCK_N": 64}, 1, 1)},
-        "attention_backward_mask": {"": ({"BLOCK_M": 64, "BLOCK_N": 64}, 1, 1)},
-    },
-    # Not measured: chosen from published configurations of kernels of the same kind, and by registers, spills and
-    # shared memory in the machine code.
+    "interpreter": {kernel: {"": ({"BLOCK_M": 64, "BLOCK_N": 64}, 1, 1)} for kernel in _HOPPER},
+    # Its shared memory is that of the smallest chips that take this table, 99 KiB.
     "sm_80": {
+        **_HOPPER,
         "attention_forward": {
-            **_rows({(16, 32, 64): (128, 64, 4, 3), (128,): (128, 64, 8, 2), (256,): (64, 32, 4, 2)}, 2),
-            **_rows({(16, 32): (64, 32, 4, 2), (64,): (64, 32, 4, 2), (128, 256): (32, 16, 4, 1)}, 4),
+            **_rows(2, {
+                (16, 32, 64): ((128, 64, 4, 3), (64, 64, 4, 2)),
+                (128,): ((128, 64, 8, 2), (64, 32, 4, 2)),
+                (256,): ((64, 32, 4, 2), (32, 32, 4, 2)),
+            }),
+            **_rows(4, {(16, 32, 64): ((64, 32, 4, 2),), (128, 256): ((32, 16, 4, 1),)}),
         },
         "attention_decode": {"": ({"BLOCK_M": 16, "BLOCK_N": 64}, 4, 2)},
-        **_BACKWARD,
     },
-    "sm_90": {
-        "attention_forward": _HOPPER_FORWARD,
-        "attention_decode": {"": ({"BLOCK_M": 16, "BLOCK_N": 64}, 4, 3)},
-        **_BACKWARD,
-    },
-    "sm_100": {
-        "attention_forward": _HOPPER_FORWARD,
-        "attention_decode": {"": ({"BLOCK_M": 16, "BLOCK_N": 64}, 4, 3)},
-        **_BACKWARD,
-    },
-}
+    "sm_90": _HOPPER,
+    "sm_100": _HOPPER,
+}  # fmt: skip

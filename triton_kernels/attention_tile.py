@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .math import LN2, LOG2E, multiply_add, philox_bits, tanh, wide
+from .math import LN2, LOG2E, multiply_add, philox_kept, tanh, wide
 
 
 @triton.jit
@@ -45,10 +45,44 @@ def load_rows(
 
 
 @triton.jit
+def load_tile(
+    base, box, b, head, first, start, columns, stride, limit, width,
+    CHECK_ROWS: tl.constexpr, CHECK_WIDTH: tl.constexpr, TMA: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Rows [start, start + BLOCK) of a sequence: by TMA from its descriptor of (B, H, S, D), where `first` is the
+    sequence's first row and 0 stands past the tensor's end, or as load_rows."""
+    if TMA:
+        WIDTH: tl.constexpr = box.block_shape[3]
+        loaded = tl.reshape(box.load([b, head, first + start, 0]), [BLOCK, WIDTH])
+    else:
+        loaded = load_rows(base, start + tl.arange(0, BLOCK), columns, stride, limit, width, CHECK_ROWS, CHECK_WIDTH)
+    return loaded
+
+
+@triton.jit
 def load_statistics(pointers, used):
     """A row's maximum and 1 / sum; of rows that are not there maximum = +inf, so that every weight is 0."""
     m = tl.load(pointers, mask=used, other=float("inf"))
     return m, tl.load(pointers + 1, mask=used, other=0.0)
+
+
+@triton.jit
+def load_terms(terms, rows, limit):
+    """Of a block of rows: maximum, 1 / sum and delta, as attention_backward_rows leaves them; past `limit` as
+    load_statistics has them.
+
+    One wide load of four numbers for each row. Three loads of one number would be laid out as the tile of scores is:
+    the same numbers in many threads, with an address for each.
+    """
+    part = tl.arange(0, 4)[None, :]
+    found = tl.load(
+        terms + rows.to(tl.int64)[:, None] * 4 + part,
+        mask=rows[:, None] < limit,
+        other=tl.where(part == 0, float("inf"), 0.0),
+    )
+    m = tl.sum(tl.where(part == 0, found, 0.0), 1)
+    inverse = tl.sum(tl.where(part == 1, found, 0.0), 1)
+    return m, inverse, tl.sum(tl.where(part == 2, found, 0.0), 1)
 
 
 @triton.jit
@@ -70,7 +104,8 @@ def key_range(first, last, shift, seqlen_k, left, right, HAS_LEFT: tl.constexpr,
         hi = tl.maximum(tl.minimum(hi, last + shift + right + 1), 0)
         hi_all = tl.maximum(tl.minimum(hi_all, first + shift + right + 1), 0)
     if HAS_LEFT:
-        lo = tl.minimum(tl.maximum(first + shift - left, 0), hi)
+        # A multiple of 16: dropout's random numbers come in fours, and wide loads are aligned.
+        lo = tl.minimum(tl.maximum(first + shift - left, 0) // 16 * 16, hi)
         lo_all = tl.maximum(last + shift - left, 0)
     return lo, hi, lo_all, hi_all
 
@@ -89,6 +124,15 @@ def query_range(first, last, shift, seqlen_q, left, right, HAS_LEFT: tl.constexp
         hi = tl.maximum(tl.minimum(hi, last - shift + left + 1), 0)
         hi_all = tl.maximum(tl.minimum(hi_all, first - shift + left + 1), 0)
     return tl.minimum(lo, hi), hi, lo_all, hi_all
+
+
+@triton.jit
+def whole_tiles(lo, hi, lo_all, hi_all, BLOCK: tl.constexpr, HAS_LOW: tl.constexpr):
+    """[begin, end) of the tiles from lo on that nothing cuts: with HAS_LOW, something cuts those before."""
+    begin = lo
+    if HAS_LOW:
+        begin = tl.minimum(lo + tl.cdiv(tl.maximum(lo_all - lo, 0), BLOCK) * BLOCK, hi)
+    return begin, begin + tl.maximum(tl.minimum(hi_all, hi) - begin, 0) // BLOCK * BLOCK
 
 
 @triton.jit
@@ -191,7 +235,8 @@ def natural_log(m, NATURAL: tl.constexpr):
 
 
 @triton.jit
-def dropped(x, rng, i, j, plane, threshold):
-    """x where dropout keeps the element, else 0. The scale 1 / (1 - p) is the caller's."""
-    bits = philox_bits(rng, j, i, plane)
-    return tl.where(bits >= threshold.to(tl.uint32), x, 0.0)
+def kept_by_dropout(rng, i, start, plane, threshold, ROWS: tl.constexpr, KEYS: tl.constexpr):
+    """[ROWS, KEYS]: whether dropout keeps the weight of query i, (ROWS, 1), for each key from `start` on, a multiple of
+    4."""
+    fours = start // 4 + tl.arange(0, KEYS // 4)[None, :]
+    return philox_kept(rng, fours, i, plane, threshold.to(tl.uint32), ROWS, KEYS)

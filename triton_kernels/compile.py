@@ -1,5 +1,5 @@
 """Ahead-of-time compilation, without a GPU, and what the machine code says: registers, spills, shared memory, and the
-instructions that multiply matrices."""
+instructions that multiply matrices and copy tiles."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ class Instance(NamedTuple):
 
 
 class MachineCode(NamedTuple):
-    """Of one kernel: registers and stack bytes per thread, shared memory bytes; how many instructions spill, and how
-    many of each kind multiply matrices."""
+    """Of one kernel: registers and stack bytes per thread, shared memory bytes; how many instructions spill, how many
+    of each kind multiply matrices, and how many copy tiles by TMA."""
 
     registers: int
     stack: int
     spills: int
     shared: int
     matrix: dict[str, int]
+    tma: int
 
 
 #: mma.sync (Ampere), wgmma (Hopper), tcgen05.mma (Blackwell) in the machine's own words.
@@ -80,7 +81,8 @@ def read_cubin(cubin: bytes, shared: int) -> MachineCode:
     for instruction in _MATRIX.findall(code):
         matrix[instruction] = matrix.get(instruction, 0) + 1
     spills = len(re.findall(r"\b(?:STL|LDL)\b", code))
-    return MachineCode(found["REG"], found["STACK"], spills, shared, matrix)
+    tma = len(re.findall(r"\bUTMA(?:LDG|STG)\b", code))
+    return MachineCode(found["REG"], found["STACK"], spills, shared, matrix, tma)
 
 
 def _run(tool: Path, *arguments: object) -> str:

@@ -78,13 +78,19 @@ def philox(rng, c0, c1, c2):
 
 
 @triton.jit
-def philox_bits(rng, column, row, plane):
-    """32 random bits for each element. column, row and plane are integer blocks that broadcast together."""
-    zero = column * 0 + row * 0 + plane * 0  # of the full shape
-    c0, c1, c2 = (column // 4 + zero).to(tl.uint32), (row + zero).to(tl.uint32), (plane + zero).to(tl.uint32)
+def philox_kept(rng, fours, row, plane, least, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Whether dropout keeps each element of a tile: whether its random bits are at least ``least``, uint32.
+
+    fours (1, COLUMNS / 4): column // 4. row and plane: (ROWS, 1), or numbers. A counter serves four neighbours in a
+    row, so it is computed for them together.
+    """
+    zero = tl.zeros((ROWS, COLUMNS // 4), tl.uint32)
+    c0, c1, c2 = zero + fours.to(tl.uint32), zero + row.to(tl.uint32), zero + plane.to(tl.uint32)
     w0, w1, w2, w3 = philox(rng, c0, c1, c2)
-    lane = (column + zero) % 4
-    return tl.where(lane < 2, tl.where(lane == 0, w0, w1), tl.where(lane == 2, w2, w3))
+    # A word is an index of two bits: the outer join makes the lower one, the last dimension.
+    even = tl.join((w0 >= least).to(tl.int8), (w2 >= least).to(tl.int8))
+    odd = tl.join((w1 >= least).to(tl.int8), (w3 >= least).to(tl.int8))
+    return tl.reshape(tl.join(even, odd), (ROWS, COLUMNS)) != 0
 
 
 @triton.jit

@@ -20,11 +20,15 @@ from ..ops.varlen_attention import OP as VARLEN_OP
 from ..ops.varlen_attention import VarlenAttentionCall
 from ..registry import Implementation
 from ..triton_kernels import attention, attention_backward, attention_decode, attention_mask_gradient
+from ..triton_kernels.attention_table import table_key
+from ..triton_kernels.descriptor import describable, describe, has_tma
 from ..triton_kernels.launch import Config, config
 from .triton import on_device, unsupported
 
 #: Up to this many rows (queries times the heads of a group) are packed into one block and their keys split.
 DECODE_ROWS = 64
+#: A loop over fewer blocks does not repay what descriptors cost on the host.
+TMA_BLOCKS = 2
 #: Programs that splitting aims at, and the fewest keys that a part is worth.
 SPLIT_PROGRAMS, KEYS_PER_SPLIT = 256, 256
 
@@ -61,8 +65,27 @@ def _widths(head_dim: int, head_dim_v: int) -> dict[str, Any]:
     }
 
 
-def _config(kernel: str, q: Tensor, widths: dict[str, Any]) -> Config:
-    return config(kernel, f"{q.element_size()},{max(widths['BLOCK_D'], widths['BLOCK_DV'])}", q.device)
+def _config(kernel: str, call: Any, widths: dict[str, Any]) -> Config:
+    dropout = getattr(call, "rng", None) is not None
+    load = sum((
+        2 * (call.mask is not None), 2 * dropout, call.alibi_slopes is not None, call.softcap > 0.0,
+        call.window_left >= 0, hasattr(call, "cu_seqlens_q"),
+    ))  # fmt: skip
+    width = max(widths["BLOCK_D"], widths["BLOCK_DV"])
+    return config(kernel, table_key(call.q.element_size(), width, load), call.q.device)
+
+
+def _boxes(a: Tensor, b: Tensor, block: int, widths: dict[str, Any], packed_rows: bool) -> tuple[Any, Any]:
+    """For a kernel that loops in blocks over the rows of a and of b, (B, H, S, D) or (total, H, D): their descriptors,
+    or (None, None) where it has to load by pointers. (float32 has to: its products are split, which TMA cannot do.)"""
+    rows = a.shape[0 if packed_rows else 2]
+    if a.element_size() != 2 or rows < TMA_BLOCKS * block:
+        return None, None
+    if not (has_tma(a.device) and describable(a) and describable(b)):
+        return None, None
+    if packed_rows:
+        a, b = a.transpose(0, 1)[None], b.transpose(0, 1)[None]
+    return describe(a, (1, 1, block, widths["BLOCK_D"])), describe(b, (1, 1, block, widths["BLOCK_DV"]))
 
 
 def _bytes(mask: Tensor | None) -> Tensor | None:
@@ -103,7 +126,7 @@ def _run_forward(
     # Few rows: the heads of a group share their keys, and the keys are split.
     decode = seqlen_q * group <= DECODE_ROWS and stats is None
     packed = decode and group > 1
-    chosen = _config("attention_decode" if decode else "attention_forward", q, widths)
+    chosen = _config("attention_decode" if decode else "attention_forward", call, widths)
     rows = seqlen_q * group if packed else seqlen_q
     planes = batch * (heads_kv if packed else heads)
     blocks = triton.cdiv(rows, chosen.blocks["BLOCK_M"])
@@ -115,9 +138,13 @@ def _run_forward(
         q.new_empty((planes * splits * rows_padded * (v.shape[-1] + 2),), dtype=torch.float32) if splits > 1 else None
     )
     mask = _bytes(call.mask)
+    boxes = (None, None)
+    if not decode and table is None:
+        boxes = _boxes(k, v, chosen.blocks["BLOCK_N"], widths, cu_seqlens[0] is not None)
     attention.attention_forward[(blocks, planes, splits)](
-        q, k, v, out, lse, stats, mask, call.alibi_slopes, call.sinks, rng, *cu_seqlens, lengths_k, table, parts,
-        *strides[0], *strides[1], *strides[2], *strides[3], *strides[4], *strides[5],
+        q, k, v, *boxes, out, lse, stats, mask, call.alibi_slopes, call.sinks, rng, *cu_seqlens, lengths_k, table,
+        parts,
+        *strides[0], *strides[1], *strides[2], *strides[3], *strides[4], *strides[5][:2],
         *_strides(mask, 4), *_strides(call.alibi_slopes, 2),
         0 if table is None else table.stride(0),
         heads, group, seqlen_q, seqlen_k,
@@ -125,7 +152,7 @@ def _run_forward(
         dropout_scale=dropout_scale(dropout_p),
         HAS_SINKS=call.sinks is not None, HAS_DROPOUT=rng is not None, VARLEN=cu_seqlens[0] is not None,
         CACHE=lengths_k is not None, PAGED=table is not None, PACKED=packed, SPLIT=splits > 1,
-        HAS_STATS=stats is not None, **_features(call), **widths, **chosen.options,
+        HAS_STATS=stats is not None, TMA=boxes[0] is not None, **_features(call), **widths, **chosen.options,
     )  # fmt: skip
     if splits > 1:
         attention_decode.merge[(seqlen_q, batch * heads)](
@@ -240,7 +267,7 @@ def _run_backward(
     seqlen_k: int,
     cu_seqlens: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Tensor | None, ...]:
-    """strides(t): (batch, head, row) of q, k, v, their likes, lse or row_stats."""
+    """strides(t): (batch, head, row) of q, k, v, lse or their likes."""
     q, k, v = call.q, call.k, call.v
     out, lse, stats = outputs
     dout, dlse = grads[0], grads[1] if len(grads) > 1 else None
@@ -252,9 +279,7 @@ def _run_backward(
             torch.zeros_like(getattr(call, n)) if want and f is None else f
             for n, f, want in zip(op.differentiable, found, wanted, strict=True)
         )
-    widths, mask, delta = _widths(q.shape[-1], v.shape[-1]), _bytes(call.mask), torch.empty_like(lse)
-    for name in ("CHECK_D", "CHECK_DV"):
-        del widths[name]
+    widths, mask, terms = _widths(q.shape[-1], v.shape[-1]), _bytes(call.mask), lse.new_empty((*lse.shape, 4))
     shared = {
         "threshold": dropout_threshold(call.dropout_p),
         "dropout_scale": dropout_scale(call.dropout_p),
@@ -265,49 +290,53 @@ def _run_backward(
     }
     options = (*_strides(mask, 4), *_strides(call.alibi_slopes, 2))
     sizes = (heads, heads // heads_kv, seqlen_q, seqlen_k)
-    chosen = _config("attention_backward_rows", q, widths)
+    varlen = cu_seqlens[0] is not None
+    chosen = _config("attention_backward_rows", call, widths)
+    boxes = _boxes(k, v, chosen.blocks["BLOCK_N"], widths, varlen)
     attention_backward.attention_backward_rows[(triton.cdiv(seqlen_q, chosen.blocks["BLOCK_M"]), batch * heads)](
-        q, k, v, out, dout, dlse, stats, delta, dq, mask, call.alibi_slopes, call.rng, *cu_seqlens,
+        q, k, v, *boxes, out, dout, dlse, stats, terms, dq, mask, call.alibi_slopes, call.rng, *cu_seqlens,
         *strides(q), *strides(k), *strides(v), *strides(out), *strides(dout),
         *((0, 0, 0) if dq is None else strides(dq)),
-        *((0, 0, 0) if dlse is None else strides(dlse)), *strides(stats), *strides(delta), *options, *sizes,
-        HAS_DLSE=dlse is not None, WANT_DQ=dq is not None, **shared, **chosen.options,
+        *((0, 0, 0) if dlse is None else strides(dlse)), *strides(stats[..., 0])[:2], *strides(terms[..., 0])[:2],
+        *options, *sizes,
+        HAS_DLSE=dlse is not None, WANT_DQ=dq is not None, TMA=boxes[0] is not None, **shared, **chosen.options,
     )  # fmt: skip
     if (dk is not None or dv is not None) and seqlen_k > 0:
-        chosen = _config("attention_backward_keys", q, widths)
+        chosen = _config("attention_backward_keys", call, widths)
+        boxes = _boxes(q, dout, chosen.blocks["BLOCK_M"], widths, varlen)
         attention_backward.attention_backward_keys[(triton.cdiv(seqlen_k, chosen.blocks["BLOCK_N"]), batch * heads_kv)](
-            q, k, v, dout, stats, delta, dk, dv, mask, call.alibi_slopes, call.rng, *cu_seqlens,
+            q, k, v, *boxes, dout, terms, dk, dv, mask, call.alibi_slopes, call.rng, *cu_seqlens,
             *strides(q), *strides(k), *strides(v), *strides(dout),
             *((0, 0, 0) if dk is None else strides(dk)), *((0, 0, 0) if dv is None else strides(dv)),
-            *strides(stats), *strides(delta), *options, *sizes,
-            WANT_DK=dk is not None, WANT_DV=dv is not None, **shared, **chosen.options,
+            *strides(terms[..., 0])[:2], *options, *sizes,
+            WANT_DK=dk is not None, WANT_DV=dv is not None, TMA=boxes[0] is not None, **shared, **chosen.options,
         )  # fmt: skip
     dmask = dsinks = None
     if wanted[3]:
         assert mask is not None
         dmask = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
         del shared["MASK"]
-        chosen = _config("attention_backward_mask", q, widths)
+        chosen = _config("attention_backward_mask", call, widths)
         mb, mh, mq, mk = mask.shape
         tiles_k, tiles_q = triton.cdiv(mk, chosen.blocks["BLOCK_N"]), triton.cdiv(mq, chosen.blocks["BLOCK_M"])
         attention_mask_gradient.attention_backward_mask[(tiles_k, tiles_q, mb * mh)](
-            q, k, v, dout, stats, delta, dmask, mask, call.alibi_slopes, call.rng, *cu_seqlens,
-            *strides(q), *strides(k), *strides(v), *strides(dout), *strides(stats), *strides(delta), *options,
+            q, k, v, dout, terms, dmask, mask, call.alibi_slopes, call.rng, *cu_seqlens,
+            *strides(q), *strides(k), *strides(v), *strides(dout), *strides(terms[..., 0])[:2], *options,
             batch, heads, heads // heads_kv, mh, mq, mk, seqlen_q, seqlen_k,
             ALL_BATCHES=mb == 1 and batch > 1, ALL_HEADS=mh == 1 and heads > 1,
             ALL_QUERIES=mq == 1, ALL_KEYS=mk == 1, **shared, **chosen.options,
         )  # fmt: skip
         dmask = dmask.to(call.mask.dtype)
     if wanted[4]:
-        dsinks = _sink_gradient(call, stats, delta)
+        dsinks = _sink_gradient(call, terms)
     return dq, dk, dv, dmask, dsinks
 
 
-def _sink_gradient(call: Any, stats: Tensor, delta: Tensor) -> Tensor:
-    """dsink_h = -sum over its rows of exp(sink - lse) delta, from statistics (..., H, S, 2) and delta (..., H, S)."""
+def _sink_gradient(call: Any, terms: Tensor) -> Tensor:
+    """dsink_h = -sum over its rows of exp(sink - lse) delta, from (..., H, S, 4): maximum, 1 / sum and delta."""
     natural = (call.mask is not None and call.mask.dtype != torch.bool) or call.alibi_slopes is not None
-    top = stats[..., 0] if natural else stats[..., 0] * math.log(2.0)
-    weights = torch.exp(call.sinks.float()[:, None] - top) * stats[..., 1]
+    top, inverse, delta = terms[..., :3].unbind(-1)
+    weights = torch.exp(call.sinks.float()[:, None] - (top if natural else top * math.log(2.0))) * inverse
     total = (weights * delta).sum(-1)
     return -(total.sum(0) if total.dim() == 2 else total).to(call.sinks.dtype)
 
@@ -331,11 +360,9 @@ def _attention_backward(call: AttentionCall, outputs: Any, grads: Any, wanted: A
 
 
 def _varlen_backward(call: VarlenAttentionCall, outputs: Any, grads: Any, wanted: Any) -> tuple[Tensor | None, ...]:
-    stats = outputs[2]
-
     def strides(t: Tensor) -> tuple[int, ...]:
-        # q, k, v and their likes are (total, H, D); lse (H, total) and row_stats (H, total, 2).
-        return (0, *t.stride()[:2]) if t.dim() == 2 or t is stats else _rows_first(t)
+        # q, k, v and their likes are (total, H, D), lse and the like (H, total).
+        return (0, *t.stride()) if t.dim() == 2 else _rows_first(t)
 
     return _run_backward(
         call,
