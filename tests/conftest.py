@@ -16,6 +16,9 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = _inductor.name
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Launch configurations that somebody has tuned on this machine are no part of what is tested.
+os.environ["TILEWRIGHT_TUNED"] = "off"
+
 
 @pytest.fixture(autouse=True)
 def _fixed_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Launch configurations: a fixed table per chip.
+"""Launch configurations: a fixed table per chip, and the user's own where `tilewright tune` has written one.
 
 A configuration is chosen by the kernel's name and a short key of what changes its shape (head dim, bytes per element,
 ...), never by a sequence length, and never by measuring behind the user's back.
@@ -7,11 +7,14 @@ A configuration is chosen by the kernel's name and a short key of what changes i
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+import triton
 
-from . import attention_table, ffn_table, softmax_table
+from . import attention_table, ffn_table, softmax_table, user_table
 from .math import INTERPRETED
 
 
@@ -28,7 +31,15 @@ class Config(NamedTuple):
         return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-_TABLES = (attention_table.TABLE, softmax_table.TABLE, ffn_table.TABLE)
+#: Each op's own: {architecture: {kernel: {key: (blocks, num_warps, num_stages)}}}.
+TABLES: dict[str, dict[str, dict[str, dict[str, user_table.Entry]]]] = {
+    "attention": attention_table.TABLE,
+    "softmax": softmax_table.TABLE,
+    "ffn": ffn_table.TABLE,
+}
+
+#: Blocks that the key determines: with another value the kernel would compute something else.
+FIXED: Mapping[str, tuple[str, ...]] = softmax_table.FIXED
 
 #: Chips with a table of their own, by compute capability; others take the nearest lower one's.
 ARCHITECTURES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
@@ -49,13 +60,108 @@ def multiprocessors(device: torch.device) -> int:
     return 4 if INTERPRETED else int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+class Trial:
+    """A configuration that is being tried out. used: whether a kernel has asked for it."""
+
+    def __init__(self, kernel: str, key: str, candidate: Config) -> None:
+        self.kernel, self.key, self.candidate, self.used = kernel, key, candidate, False
+
+
+_trial: Trial | None = None
+
+
+@contextmanager
+def trial(kernel: str, key: str, candidate: Config) -> Iterator[Trial]:
+    """Inside, ``kernel`` runs with ``candidate`` for ``key``. For `tilewright tune`, in one thread.
+
+    Whoever keeps configurations has to forget them on entering and leaving.
+    """
+    global _trial
+    _trial = tried = Trial(kernel, key, candidate)
+    config.cache_clear()
+    try:
+        yield tried
+    finally:
+        _trial = None
+        config.cache_clear()
+
+
 @functools.cache
 def config(kernel: str, key: str, device: torch.device) -> Config:
     """The configuration of ``kernel`` for ``key`` on ``device``."""
-    return table_config(architecture(device), kernel, key)
+    chip = architecture(device)
+    own = {k: row for (name, k), row in _user_rows(device).items() if name == kernel}
+    if _trial is not None and _trial.kernel == kernel:
+        own[_trial.key] = (*_trial.candidate,)
+    rows = {**table_rows(chip, kernel), **own}
+    chosen = key if key in rows else ""
+    if _trial is not None and (_trial.kernel, _trial.key) == (kernel, chosen):
+        _trial.used = True
+    return Config(*rows[chosen])
 
 
 def table_config(architecture: str, kernel: str, key: str) -> Config:
-    """The table's entry for ``key``, or its entry "" for every other key."""
-    rows = next(t[architecture][kernel] for t in _TABLES if kernel in t[architecture])
+    """The built-in table's entry for ``key``, or its entry "" for every other key."""
+    rows = table_rows(architecture, kernel)
     return Config(*(rows[key] if key in rows else rows[""]))
+
+
+def table_rows(architecture: str, kernel: str) -> Mapping[str, user_table.Entry]:
+    """The built-in table's entries for ``kernel``, by key."""
+    return next(t[architecture][kernel] for t in TABLES.values() if kernel in t[architecture])
+
+
+def known_keys(architecture: str, kernel: str) -> list[str]:
+    """The keys that ``kernel`` may be asked for: its own, and where it has an entry for every other key, those of the
+    other kernels of its op."""
+    op = next(t[architecture] for t in TABLES.values() if kernel in t[architecture])
+    own = op[kernel]
+    return list(dict.fromkeys([*own, *(k for rows in op.values() for k in rows if "" in own and k)]))
+
+
+def device_name(device: torch.device) -> str:
+    """What a user's table calls it."""
+    return "interpreter" if INTERPRETED else str(torch.cuda.get_device_name(device))
+
+
+@functools.cache
+def _user_rows(device: torch.device) -> dict[tuple[str, str], user_table.Entry]:
+    """The user's table for this device, checked against the built-in one."""
+    path = user_table.path_in_force()
+    if path is None:
+        return {}
+    chip, name = architecture(device), device_name(device)
+    found = user_table.entries(path, name, triton.__version__)
+    for (kernel, key), (blocks, _, _) in found.items():
+        problem = _problem(chip, kernel, key, blocks)
+        if problem:
+            raise user_table.TableError(path, f"for {name}, {kernel} with key {key!r}: {problem}")
+    return found
+
+
+def _problem(chip: str, kernel: str, key: str, blocks: dict[str, int]) -> str | None:
+    kernels = [k for t in TABLES.values() for k in t[chip]]
+    if kernel not in kernels:
+        return f"there is no kernel of this name; there are {', '.join(kernels)}"
+    if key not in known_keys(chip, kernel):
+        return f"there is no such key; there are {', '.join(map(repr, known_keys(chip, kernel)))}"
+    expected = table_config(chip, kernel, key).blocks
+    if set(blocks) != set(expected):
+        return f"blocks are {', '.join(blocks)} instead of {', '.join(expected)}"
+    for name, value in blocks.items():
+        if name in FIXED.get(kernel, ()) and value != expected[name]:
+            return f"{name} is {value}, and has to be {expected[name]} for this key"
+        if (name.startswith("BLOCK") or name in ("ROWS", "COLUMNS")) and value.bit_count() != 1:
+            return f"{name} is {value}, and has to be a power of two"
+    return None
+
+
+def user_entries(device: torch.device) -> int:
+    """How many entries of the user's table are in force on ``device``. Raises TableError where it cannot be used."""
+    return len(_user_rows(device))
+
+
+def forget_user_table() -> None:
+    """Read it again when it is next needed."""
+    _user_rows.cache_clear()
+    config.cache_clear()

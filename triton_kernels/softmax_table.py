@@ -12,6 +12,9 @@ Row = tuple[dict[str, int], int, int]
 #: The widest rows that each kernel keeps in registers, and the widest across. Beyond, the looped kernels.
 WIDEST = {"softmax_forward": (32768, 512), "softmax_backward": (16384, 512)}
 
+#: A row fits into its tile: the key is the tile's width.
+FIXED = dict.fromkeys(WIDEST, ("COLUMNS",))
+
 
 def _rows(kernel: str, elements: int, most_rows: int, least_across: int) -> dict[str, Row]:
     """Tiles of about ``elements`` elements, 16 of them in a thread where 32 warps allow it; a row of any width fits."""

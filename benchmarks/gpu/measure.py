@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tilewright.bench.device import DeviceTimer
+from tilewright.bench.device import DeviceTimer, poison
 from tilewright.bench.timing import Timer, WallTimer, interleave
 
 from .worker import in_words
@@ -92,18 +92,6 @@ def distance(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
     return worst
 
 
-def _poison(result: Any) -> None:
-    """Fill the memory that the next results will lie in with NaN: what a kernel leaves unwritten then shows.
-
-    ``result`` is an earlier provider's, and was right: without this, another's could be found in its place.
-    """
-    if result is None:
-        return
-    tensors = result if isinstance(result, tuple) else (result,)
-    blocks = [torch.full_like(t, torch.nan) for t in tensors]
-    del blocks
-
-
 def run_item(
     item: Item, bench: Bench, without: dict[str, dict[str, str]], send: Callable[[dict[str, Any]], None]
 ) -> list[dict[str, Any]]:
@@ -128,7 +116,8 @@ def run_item(
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
                 function = make()
-                _poison(last)
+                # Or an earlier provider's right result could be found where this one has written nothing.
+                poison(last if isinstance(last, tuple) else () if last is None else (last,))
                 result = function()
                 error = built.error(result) if bench.timed else 0.0
         except Exception as problem:  # of any kind: the peer's failure is its row, and the others go on

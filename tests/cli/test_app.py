@@ -12,7 +12,7 @@ import pytest
 
 from .conftest import Run
 
-COMMANDS = ("info", "explain", "verify", "generate", "demo")
+COMMANDS = ("info", "explain", "verify", "tune", "generate", "demo")
 
 
 def test_no_arguments_and_help_list_the_commands(run: Run) -> None:

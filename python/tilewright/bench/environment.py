@@ -93,6 +93,27 @@ def gpus() -> list[str]:
     )
 
 
+def tuned_table() -> dict[str, Any]:
+    """The user's own launch configurations: "path" (None without such a file), and in words their "state" here."""
+    from ..triton_kernels import user_table
+
+    path = user_table.path_in_force()
+    if path is None:
+        off = os.environ.get(user_table.VARIABLE) == "off"
+        return {"path": None, "state": f"{user_table.VARIABLE}=off" if off else "none"}
+    reason = unavailable("triton")
+    if reason is not None:
+        return {"path": str(path), "state": "not used: the triton backend is not available"}
+    from ..triton_kernels import launch
+
+    device = torch.device("cpu" if launch.INTERPRETED else "cuda")
+    try:
+        count = launch.user_entries(device)
+    except user_table.TableError as error:
+        return {"path": str(path), "state": f"not usable: {error}"}
+    return {"path": str(path), "state": f"{count} entries in force for {launch.device_name(device)}"}
+
+
 def environment() -> dict[str, Any]:
     """The block that every JSON report carries."""
     return {
@@ -107,5 +128,6 @@ def environment() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "instruction_sets": instruction_sets(),
         "backends": backends(),
+        "tuned_table": tuned_table(),
         "commit": commit(),
     }

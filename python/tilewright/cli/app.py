@@ -13,6 +13,7 @@ from .demo import demo
 from .explain import explain
 from .generate import generate
 from .info import info
+from .tune import tune
 from .verify import verify
 
 # click's base class of wrong usage; recent versions of typer carry a click of their own, older ones import it.
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(info)
 app.command()(explain)
 app.command()(verify)
+app.command()(tune)
 app.command()(generate)
 app.command()(demo)
 

@@ -46,6 +46,7 @@ def _machine_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("cpu kernels", "none" if isas is None else f"using {isas['used']} of {', '.join(isas['available'])}"),
         ("compiled by", "-" if isas is None else isas["compiler"]),
         ("threads", f"{found['torch_threads']} (torch.set_num_threads)"),
+        ("tuned table", ": ".join(filter(None, (found["tuned_table"]["path"], found["tuned_table"]["state"])))),
         ("python", found["python"]),
     ]
     return rows + [(name, version or "not installed") for name, version in found["packages"].items()]
