@@ -113,9 +113,7 @@ def forwards(bench: Bench, causal: bool, seqlen_q: int, seqlen_k: int, group: in
 
         mask = None
         if causal:
-            mask = create_block_mask(
-                lambda b, h, i, j: i >= j, None, None, seqlen_q, seqlen_k, device=torch.device(bench.device)
-            )
+            mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, seqlen_q, seqlen_k, device=bench.device)
         compiled: Any = torch.compile(flex_attention, dynamic=False)
         return functools.partial(compiled, block_mask=mask, enable_gqa=group > 1)
 

@@ -64,7 +64,9 @@ def compile_all(run: Run, names: list[str], settings: dict[str, Any], deadline: 
         show(done)
 
     requests = [{"do": "item", "item": n, "bench": {**settings, "timed": False}, "without": {}} for n in names]
-    run_pool(lambda: run.worker("bench.log"), workers(), requests, SECONDS_TO_COMPILE, deadline, finished)
+    # A worker for each processor already: by default every one of them would start as many of its own.
+    alone = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    run_pool(lambda: run.worker("bench.log", alone), workers(), requests, SECONDS_TO_COMPILE, deadline, finished)
     return excluded
 
 

@@ -17,15 +17,15 @@ from .bench import bench
 from .run import Outcome, Run, slug
 from .stages import STAGES as CHECKS
 
-#: Each with its limit in seconds. The benchmark comes last and may have what the others left.
-STAGES = {**CHECKS, "bench": (bench, 600.0)}
+STAGES = {**CHECKS, "bench": (bench, 240.0)}
 
 
 def run_stages(run: Run, names: list[str], stages: dict[str, Any] = STAGES) -> dict[str, Outcome]:
     """What came of each. Whatever happens in one, the others go on."""
     outcomes: dict[str, Outcome] = {}
     for name in names:
-        function, seconds = stages[name]
+        function, weight = stages[name]
+        of = sum(stages[n][1] for n in names[names.index(name) :])
         print(f"{name} ...", file=sys.stderr, flush=True)
         start = time.monotonic()
         (run.out / f"{name}.log").unlink(missing_ok=True)
@@ -33,7 +33,7 @@ def run_stages(run: Run, names: list[str], stages: dict[str, Any] = STAGES) -> d
             outcomes[name] = Outcome("failed", "no time was left for it")
             continue
         try:
-            outcome = function(run, seconds)
+            outcome = function(run, weight / of * (run.deadline - start))
         except Exception as error:
             with (run.out / f"{name}.log").open("a") as log:
                 log.write(traceback.format_exc())

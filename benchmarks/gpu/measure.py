@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -164,5 +165,5 @@ def _refusal(problem: Exception, said: list[str]) -> dict[str, str]:
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    error = row.get("error")
-    return {**row, "error": None} if isinstance(error, float) and error != error else row
+    error = row.get("error", 0.0)
+    return row if math.isfinite(error) else {**row, "error": None}

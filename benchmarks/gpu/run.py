@@ -59,9 +59,10 @@ class Run:
         limit = self.until(seconds) - time.monotonic()
         return run_logged(list(words), self.out / log, limit, {**self.env, **(env or {})}, ROOT)
 
-    def worker(self, log: str) -> Worker:
+    def worker(self, log: str, env: dict[str, str] | None = None) -> Worker:
         """A child for verification cases or items of the benchmark. Several may share a log."""
-        return Worker([self.python, str(Path(__file__).parent), "--worker"], self.out / log, self.env, ROOT)
+        command = [self.python, str(Path(__file__).parent), "--worker"]
+        return Worker(command, self.out / log, {**self.env, **(env or {})}, ROOT)
 
     def tail(self, log: str) -> str:
         """The last line of a log, as a reason."""

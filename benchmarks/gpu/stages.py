@@ -17,7 +17,7 @@ from .process import Answer, run_pool
 from .run import ROOT, Outcome, Run
 
 #: Of the tests, those that reach the kernels or the contract; the rest needs no GPU, and `make test` runs it.
-TESTS = ("tests/triton", "tests/ops", "tests/verify", "tests/benchmarks")
+TESTS = ("tests/triton", "tests/ops", "tests/verify", "tests/tune", "tests/benchmarks")
 
 #: A case compiles its own kernels: seconds each, on a processor of its own.
 SECONDS_A_CASE = 60.0
@@ -98,7 +98,8 @@ def case_ids(run: Run) -> list[str]:
         worker.close()
     if "cases" not in answer.result:
         raise RuntimeError(f"the cases cannot be listed: {answer.result.get('raised') or answer.reason}")
-    return sorted(answer.result["cases"], key=lambda name: zlib.crc32(name.encode()))
+    # Those that the memory checker will watch come first: it then finds their kernels compiled.
+    return sorted(answer.result["cases"], key=lambda name: (name not in WATCHED, zlib.crc32(name.encode())))
 
 
 def verify(run: Run, seconds: float, cases: list[str] | None = None) -> Outcome:
@@ -113,7 +114,14 @@ def verify(run: Run, seconds: float, cases: list[str] | None = None) -> Outcome:
         show(len(records), f"{sum(r['status'] == 'failed' for r in records)} failed")
 
     requests = [{"do": "case", "case": i, "backend": run.backend} for i in ids]
-    left = run_pool(lambda: run.worker("verify.log"), workers(), requests, SECONDS_A_CASE, deadline, finished)
+    left = run_pool(
+        lambda: run.worker("verify.log", {"OMP_NUM_THREADS": "1"}),
+        workers(),
+        requests,
+        SECONDS_A_CASE,
+        deadline,
+        finished,
+    )
     return judged(records, left)
 
 
@@ -199,9 +207,10 @@ class Progress:
             print(f"  {self._title} {done}/{self._total} {text}", file=sys.stderr, flush=True)
 
 
+#: Each with its weight: a stage may take so much of the time that is left for it and those after it.
 STAGES: dict[str, tuple[Callable[[Run, float], Outcome], float]] = {
-    "build": (build, 80.0),
+    "build": (build, 120.0),
     "test": (run_tests, 110.0),
-    "verify": (verify, 100.0),
+    "verify": (verify, 110.0),
     "sanitize": (sanitize, 60.0),
 }

@@ -61,6 +61,18 @@ def test_an_install_that_is_refused_goes_into_a_folder(
     assert outcome.status == "failed" and "no CUDA C++ kernels" in outcome.reason
 
 
+def test_time_that_a_stage_leaves_goes_to_the_others(run: Run) -> None:
+    given: list[float] = []
+
+    def quick(run: Run, seconds: float) -> Outcome:
+        given.append(seconds)
+        return Outcome("passed")
+
+    run.deadline = time.monotonic() + 100.0
+    main.run_stages(run, ["one", "two", "three"], {"one": (quick, 1.0), "two": (quick, 1.0), "three": (quick, 2.0)})
+    assert given == pytest.approx([25.0, 100 / 3, 100.0], abs=1.0)
+
+
 def test_verification_runs_in_workers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "workers", lambda: 1)
     outcome = stages.verify(run, 50.0, ["softmax/scalar/float32", "ffn/rows_1/bfloat16", "softmax/no such/float32"])
