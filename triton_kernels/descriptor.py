@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -9,6 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .launch import architecture
 
 
+@functools.cache
 def has_tma(device: torch.device) -> bool:
     return architecture(device) != "sm_80"
 
@@ -26,7 +29,13 @@ def describable(t: Tensor) -> bool:
 
 
 def describe(t: Tensor, block: tuple[int, ...]) -> TensorDescriptor:
-    """``t``, to be read in boxes of ``block`` elements."""
-    # The stride of a dimension with one element is never used, but has to be a multiple of 16 bytes.
-    strides = [s if n > 1 else 16 for n, s in zip(t.shape, t.stride(), strict=True)]
-    return TensorDescriptor(t, list(t.shape), [*strides[:-1], 1], list(block))
+    """``t``, to be read or written in boxes of ``block`` elements."""
+    shape, strides = [*t.shape], [*t.stride()]
+    if 1 in shape:
+        # The stride of a dimension with one element is never used, but has to be a multiple of 16 bytes.
+        strides = [s if n > 1 else 16 for n, s in zip(shape, strides, strict=True)]
+        strides[-1] = 1
+    # Without its constructor, which takes twice as long: it checks again what the caller had to check.
+    made = object.__new__(TensorDescriptor)
+    made.base, made.shape, made.strides, made.block_shape, made.padding = t, shape, strides, [*block], "zero"
+    return made

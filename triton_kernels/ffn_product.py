@@ -6,16 +6,15 @@ whole tiles, where the chip and the layout allow it, and through pointers where 
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .launch import Config, architecture, config, multiprocessors
+from .descriptor import describe, has_tma
+from .launch import Config, config, multiprocessors
 from .math import cast, dot, philox, store
 
 #: Up to so many rows a product is bound by reading its weights, once.
@@ -265,7 +264,7 @@ class Route(NamedTuple):
         if not self.tma:
             return a, *a.stride()
         m, k = self.config.blocks["BLOCK_M"], self.config.blocks["BLOCK_K"]
-        return _describe(a, (m, k)) if self.tma[0] == "k" else _describe(a.t(), (k, m)), 0, 0
+        return describe(a, (m, k)) if self.tma[0] == "k" else describe(a.t(), (k, m)), 0, 0
 
     def right(self, b: Tensor, names: str, *, gated: bool = False) -> tuple[object, ...]:
         """b, of the dimensions `names`, and its strides, as arguments."""
@@ -273,17 +272,17 @@ class Route(NamedTuple):
             return b, *b.stride()
         n, k = self.config.blocks["BLOCK_N"], self.config.blocks["BLOCK_K"]
         if gated:
-            return _describe(b.unflatten(0, (2, -1)), (2, n, k)), 0, 0
+            return describe(b.unflatten(0, (2, -1)), (2, n, k)), 0, 0
         if self.tma[1] != names[1]:
             b = b.t()
-        return _describe(b, (n, k) if self.tma[1] == "k" else (k, n)), 0, 0
+        return describe(b, (n, k) if self.tma[1] == "k" else (k, n)), 0, 0
 
     def tiles(self, t: Tensor | None) -> object:
         """As an argument, a matrix that an epilogue reads or writes."""
         if t is None or not self.tma:
             return t
         blocks = self.config.blocks
-        return _describe(t, (blocks["BLOCK_M"], blocks["BLOCK_N"] // blocks["PIECES"]))
+        return describe(t, (blocks["BLOCK_M"], blocks["BLOCK_N"] // blocks["PIECES"]))
 
     def options(self, depth: int) -> dict[str, int | str]:
         """The constants of a launch."""
@@ -293,20 +292,6 @@ class Route(NamedTuple):
     def grid(self, rows: int, columns: int, device: torch.device) -> int:
         count, programs = tiles(rows, columns, self.config.blocks), self.config.blocks["PROGRAMS"]
         return min(count, programs * multiprocessors(device)) if programs else count
-
-
-@functools.cache
-def _has_tma(device: torch.device) -> bool:
-    return architecture(device) != "sm_80"
-
-
-def _describe(t: Tensor, block: tuple[int, ...]) -> TensorDescriptor:
-    """t, to be read or written in such blocks. `_neighbours` has made the checks of TensorDescriptor's own constructor,
-    which would take longer than all the rest of a launch."""
-    made = object.__new__(TensorDescriptor)
-    made.base, made.shape, made.strides, made.block_shape = t, [*t.shape], [*t.stride()], [*block]
-    made.padding = "zero"
-    return made
 
 
 def _neighbours(t: Tensor, names: str) -> str:
@@ -334,7 +319,7 @@ def route(
     tiled: what the epilogue reads or writes by tiles.
     """
     key = table_key(a.dtype, a.shape[0])
-    if key == "half" and _has_tma(a.device):
+    if key == "half" and has_tma(a.device):
         found = config(kernel, "half_tma", a.device)
         if tiles(a.shape[0], columns, found.blocks) >= multiprocessors(a.device):
             tma = _neighbours(a, "mk") + _neighbours(b, names)

@@ -105,7 +105,7 @@ def test_ragged_tiles(
     activation: str, dtype: torch.dtype, tma: bool, routes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sizes that no block divides, so many tiles that a program computes several, and every part of the epilogues."""
-    monkeypatch.setattr(ffn_product, "_has_tma", lambda _: tma)
+    monkeypatch.setattr(ffn_product, "has_tma", lambda _: tma)
     sizes = {"rows": 40, "features": 40, "hidden": 88, "out_features": 72}
     check(case("ragged", dtype, activation=activation, biases=True, residual=True, dropout_p=0.3, **sizes))
     wanted = {"kk", "kn", "mn"} if tma else {""}  # of the forward, dpre and dx, dw_in and dw_out
