@@ -115,7 +115,10 @@ TABLE: dict[str, dict[str, dict[str, _Row]]] = {
             "ffn_in": {"half": _product(128, 128, 64, 8, 4), "fp32": _product(128, 64, 32, 8, 3), **_SMALL},
             "ffn_in_gated": {"half": _product(128, 64, 64, 8, 4), "fp32": _product(64, 32, 32, 4, 3), **_SMALL},
             "ffn_out": {"half": _product(128, 128, 64, 8, 4), "fp32": _product(128, 64, 32, 8, 3), **_SMALL},
-            "ffn_hidden_gradient": {"half": _product(128, 128, 32, 8, 6), "fp32": _product(128, 64, 32, 8, 3)},
+            "ffn_hidden_gradient": {
+                "half": _product(128, 128, 32, 8, 6, pieces=2),
+                "fp32": _product(128, 64, 32, 8, 3),
+            },
             "ffn_hidden_gradient_gated": {"half": _product(128, 64, 64, 8, 4), "fp32": _product(64, 64, 32, 4, 3)},
             "ffn_product": {"half": _product(128, 256, 64, 8, 3), "fp32": _product(128, 64, 32, 8, 3), **_SMALL},
             **_ELEMENTWISE,
