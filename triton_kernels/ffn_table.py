@@ -33,7 +33,7 @@ _SMALL: dict[str, _Row] = {
     "small_fp32": _product(16, 16, 64, 4, 4),
 }
 _ELEMENTWISE: dict[str, dict[str, _Row]] = {
-    "ffn_in_parts": {"": _elements(4, 128, 4)},
+    "ffn_in_parts": {"": _elements(4, 64, 4)},
     "ffn_out_parts": {"": _elements(4, 128, 4)},
     "ffn_drop": {"": _elements(16, 128, 4)},
 }
@@ -45,7 +45,7 @@ _ELEMENTWISE: dict[str, dict[str, _Row]] = {
 # next tile's first blocks arrive during an epilogue. The gradient's epilogue keeps more values than the first one's.
 _TMA: dict[str, _Row] = {
     "ffn_in": _product(128, 128, 64, 8, 3, pieces=2),
-    "ffn_in_gated": _product(128, 64, 64, 8, 3),
+    "ffn_in_gated": _product(128, 64, 64, 8, 3, pieces=2),
     "ffn_out": _product(128, 256, 64, 8, 4, programs=1, pieces=4),
     "ffn_hidden_gradient": _product(128, 128, 64, 8, 3, pieces=4),
     "ffn_hidden_gradient_gated": _product(128, 64, 64, 8, 4, pieces=2),
