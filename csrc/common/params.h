@@ -121,6 +121,7 @@ struct SoftmaxParams {
   int64_t causal_shift = 0;
   double scale = 1.0;
   int32_t num_threads = 1;
+  void* workspace = nullptr;  // CUDA: of as many bytes as softmax_workspace() says
 
   // Backward reads y and dy and writes dx, which has x's strides; the mask is not needed again.
   const void* dy = nullptr;

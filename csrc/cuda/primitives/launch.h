@@ -1,0 +1,31 @@
+// Launching a kernel: a plain struct of parameters, a stream, and an error code back.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "thread.h"
+
+namespace tilewright::gpu {
+
+using Stream = cudaStream_t;
+
+struct Dim3 {
+  int x = 1, y = 1, z = 1;
+};
+
+// 0, or CUDA's error code. A grid without blocks is no launch.
+template <class Params>
+int launch(const char*, void (*kernel)(const Params), Dim3 grid, int threads, int shared_bytes, Stream stream,
+           const Params& params) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
+  if (shared_bytes > 48 * 1024) {
+    const auto error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                            cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    if (error != cudaSuccess) return error;
+  }
+  const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
+  kernel<<<blocks, static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), stream>>>(params);
+  return cudaGetLastError();
+}
+
+}  // namespace tilewright::gpu

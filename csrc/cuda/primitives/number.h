@@ -1,0 +1,77 @@
+// Arithmetic that is an instruction of its own, and the 16-bit types.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "../../common/dtype.h"
+#include "thread.h"
+
+namespace tilewright::gpu {
+
+constexpr float kInfinity = __builtin_huge_valf();
+constexpr float kLowest = -3.4028234663852886e38f;
+
+TW_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
+TW_DEVICE float float_of(uint32_t x) { return __uint_as_float(x); }
+
+TW_DEVICE float widen(float x) { return x; }
+TW_DEVICE float widen(Half x) { return __half2float(__ushort_as_half(x.bits)); }
+TW_DEVICE float widen(BFloat16 x) { return float_of(uint32_t{x.bits} << 16); }
+
+// Rounded to nearest, ties to even.
+template <class T>
+TW_DEVICE T narrow(float x);
+template <>
+TW_DEVICE float narrow<float>(float x) {
+  return x;
+}
+template <>
+TW_DEVICE Half narrow<Half>(float x) {
+  return {__half_as_ushort(__float2half_rn(x))};
+}
+template <>
+TW_DEVICE BFloat16 narrow<BFloat16>(float x) {
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+}
+
+// Two numbers of 16 bits in a word.
+template <class T>
+TW_DEVICE uint32_t pack(float low, float high);
+template <>
+TW_DEVICE uint32_t pack<Half>(float low, float high) {
+  uint32_t both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+template <>
+TW_DEVICE uint32_t pack<BFloat16>(float low, float high) {
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+
+// To a unit or two in the last place.
+TW_DEVICE float exp_exact(float x) { return expf(x); }
+TW_DEVICE float log_exact(float x) { return logf(x); }
+
+// Accurate to 2 units in the last place, and to 2^-22.
+TW_DEVICE float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+TW_DEVICE float log2_fast(float x) { return __log2f(x); }
+TW_DEVICE float divide_fast(float x, float y) { return __fdividef(x, y); }
+TW_DEVICE float fused_multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+
+// Rounds to nearest, ties away from zero, to the 10 bits of TF32's mantissa.
+TW_DEVICE uint32_t to_tf32(float x) {
+  uint32_t y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace tilewright::gpu

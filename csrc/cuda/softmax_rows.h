@@ -1,0 +1,204 @@
+// What the softmax kernels share: which row a group of threads has, its scores, and reductions over the group.
+#pragma once
+
+#include <primitives/launch.h>
+#include <primitives/memory.h>
+#include <primitives/number.h>
+
+#include "../common/params.h"
+
+namespace tilewright::gpu {
+
+// Elements of a row that a thread keeps in registers, and the most threads to a row: wider ones are looped over.
+constexpr int kSoftmaxElements = 32;
+constexpr int kSoftmaxThreads = 512;
+
+// A call, and how it is cut up: `lanes` threads, a power of two, take a row; one wider than they hold is cut into
+// `pieces` of `piece` columns.
+struct SoftmaxLaunch {
+  SoftmaxParams call;
+  int64_t rows = 0;
+  int lanes = 1;
+  int pieces = 1;
+  int64_t piece = 0;
+};
+
+// `third` is the mask, or dy in the backward; `index` counts along the last row dimension.
+struct RowAt {
+  int64_t x = 0, y = 0, third = 0, index = 0;
+};
+
+TW_DEVICE RowAt find_row(const SoftmaxParams& p, const int64_t (&third_stride)[kMaxRowDims], int64_t row) {
+  RowAt at;
+  for (int d = p.row_dims - 1; d >= 0; --d) {
+    const int64_t i = row % p.row_shape[d];
+    row /= p.row_shape[d];
+    at.x += i * p.x_row_stride[d];
+    at.y += i * p.y_row_stride[d];
+    at.third += i * third_stride[d];
+    if (d == p.row_dims - 1) at.index = i;
+  }
+  return at;
+}
+
+template <class T>
+TW_DEVICE Global<const T> global(const void* p) {
+  return {static_cast<const T*>(p)};
+}
+template <class T>
+TW_DEVICE Global<T> global(void* p) {
+  return {static_cast<T*>(p)};
+}
+
+// e^x for x <= 0. float32 results need the exact one: the hardware's 2^x would be given a rounded x log2(e).
+template <class T>
+TW_DEVICE float exp_of(float x) {
+  if constexpr (sizeof(T) == 4) return exp_exact(x);
+  return exp2_fast(x * 1.4426950408889634f);
+}
+
+// scale * x + mask of V neighbours from `column` on; -inf where excluded. The columns are inside the row.
+template <class T, int V>
+TW_DEVICE void load_scores(const SoftmaxParams& p, const RowAt& at, int64_t column, float (&s)[V]) {
+  if constexpr (V > 1) {
+    const auto x = global<T>(p.x).template load_vector<V>(at.x + column);
+    TW_UNROLL for (int i = 0; i < V; ++i) s[i] = widen(x[i]) * static_cast<float>(p.scale);
+  } else {
+    s[0] = widen(global<T>(p.x).load(at.x + column * p.x_stride)) * static_cast<float>(p.scale);
+  }
+  TW_UNROLL for (int i = 0; i < V; ++i) {
+    const int64_t m = at.third + (column + i) * p.mask_stride;
+    bool kept = !p.causal || column + i <= at.index + p.causal_shift;
+    if (p.mask != nullptr && kept) {
+      if (p.mask_dtype == DType::kBool)
+        kept = global<uint8_t>(p.mask).load(m) != 0;
+      else if (p.mask_dtype == DType::kFloat32)
+        s[i] += global<float>(p.mask).load(m);
+      else
+        s[i] += widen(global<T>(p.mask).load(m));
+    }
+    if (!kept) s[i] = -kInfinity;
+  }
+}
+
+// V neighbours of y, dy or dx: vectors where V > 1, which the launcher has found to be aligned.
+template <class T, int V>
+TW_DEVICE void load_values(const void* base, int64_t at, int64_t stride, int64_t column, float (&out)[V]) {
+  if constexpr (V > 1) {
+    const auto x = global<T>(base).template load_vector<V>(at + column);
+    TW_UNROLL for (int i = 0; i < V; ++i) out[i] = widen(x[i]);
+  } else {
+    out[0] = widen(global<T>(base).load(at + column * stride));
+  }
+}
+template <class T, int V>
+TW_DEVICE void store_values(void* base, int64_t at, int64_t stride, int64_t column, const float (&x)[V]) {
+  if constexpr (V > 1) {
+    Vector<T, V> out;
+    TW_UNROLL for (int i = 0; i < V; ++i) out[i] = narrow<T>(x[i]);
+    global<T>(base).template store_vector<V>(at + column, out);
+  } else {
+    global<T>(base).store(at + column * stride, narrow<T>(x[0]));
+  }
+}
+
+struct Maximum {
+  TW_DEVICE float operator()(float a, float b) const { return a > b ? a : b; }  // NaN may get lost; sums keep it
+};
+struct Sum {
+  TW_DEVICE float operator()(float a, float b) const { return a + b; }
+};
+
+// Of the values of the `lanes` threads that take a row together: neighbours in a warp, or with kBlock the whole block.
+// All threads of the block come here. `scratch` has a float for each warp.
+template <bool kBlock, class Operation>
+TW_DEVICE float reduce(float value, int lanes, Operation operation, Shared<float> scratch) {
+  for (int step = (kBlock ? kWarpSize : lanes) / 2; step > 0; step /= 2)
+    value = operation(value, shuffle_xor(value, step));
+  if constexpr (kBlock) {
+    sync_block();  // what an earlier reduction left has been read
+    if (lane_index() == 0) scratch.store(warp_index(), value);
+    sync_block();
+    value = scratch.load(0);
+    for (int w = 1; w < block_threads() / kWarpSize; ++w) value = operation(value, scratch.load(w));
+  }
+  return value;
+}
+
+// A row's maximum and its sum of e^(s - maximum). The maximum of nothing is finite, so that no difference is inf - inf.
+struct RowSum {
+  float top = kLowest, sum = 0.0f;
+};
+template <class T>
+TW_DEVICE RowSum join(RowSum a, RowSum b) {
+  const float top = a.top > b.top ? a.top : b.top;
+  return {top, a.sum * exp_of<T>(a.top - top) + b.sum * exp_of<T>(b.top - top)};
+}
+template <class T, bool kBlock>
+TW_DEVICE RowSum reduce_sums(RowSum mine, int lanes, Shared<float> scratch) {
+  const float top = reduce<kBlock>(mine.top, lanes, Maximum{}, scratch);
+  return {top, reduce<kBlock>(mine.sum * exp_of<T>(mine.top - top), lanes, Sum{}, scratch)};
+}
+
+// The result for score s.
+template <class T>
+TW_DEVICE float softmax_of(float s, RowSum row, bool log) {
+  const float sum = row.sum == 0.0f ? 1.0f : row.sum;  // all are excluded
+  if (log) return (s - row.top) - log_exact(sum);
+  return exp_of<T>(s - row.top) / sum;
+}
+
+// --- on the host ---
+
+template <class T>
+constexpr int kSoftmaxVector = 16 / int{sizeof(T)};
+
+inline int64_t softmax_row_count(const SoftmaxParams& p) {
+  int64_t rows = 1;
+  for (int d = 0; d < p.row_dims; ++d) rows *= p.row_shape[d];
+  return rows;
+}
+
+// Whether all rows of a tensor begin at multiples of 16 bytes, and its columns are neighbours.
+inline bool softmax_vectors(const SoftmaxParams& p, const void* base, const int64_t (&row_stride)[kMaxRowDims],
+                            int64_t stride) {
+  const int v = p.dtype == DType::kFloat32 ? kSoftmaxVector<float> : kSoftmaxVector<Half>;
+  bool aligned = stride == 1 && reinterpret_cast<uintptr_t>(base) % 16 == 0 && p.n % v == 0;
+  for (int d = 0; d < p.row_dims; ++d) aligned = aligned && (row_stride[d] % v == 0 || p.row_shape[d] == 1);
+  return aligned;
+}
+
+// Rows that no block's registers hold are cut into pieces while there are too few rows to keep a chip busy.
+constexpr int64_t kSoftmaxBlocks = 264;  // two for each multiprocessor of the largest chips so far
+constexpr int kSoftmaxPieces = 64;
+
+inline int softmax_pieces(const SoftmaxParams& p, int64_t rows) {
+  constexpr int64_t held = int64_t{kSoftmaxThreads} * kSoftmaxElements;
+  if (p.n <= held || p.x_stride != 1) return 1;
+  const int64_t wanted = (kSoftmaxBlocks + rows - 1) / rows, most = (p.n + held - 1) / held;
+  const int64_t pieces = wanted < most ? wanted : most;
+  return static_cast<int>(pieces < kSoftmaxPieces ? pieces : kSoftmaxPieces);
+}
+
+// As few lanes to a row as hold it: in a warp, with a vector each; else with all that registers take. Rows that no block
+// holds get a `piece`.
+template <int V>
+void softmax_divide(SoftmaxLaunch& l) {
+  const int64_t n = l.call.n;
+  while (l.lanes < kSoftmaxThreads && int64_t{l.lanes} * (l.lanes < kWarpSize ? V : kSoftmaxElements) < n) l.lanes *= 2;
+  if (int64_t{l.lanes} * kSoftmaxElements >= n) return;
+  l.pieces = softmax_pieces(l.call, l.rows);
+  l.piece = ((n + l.pieces - 1) / l.pieces + V - 1) / V * V;
+}
+// Several rows share a block of four warps.
+inline int softmax_block(const SoftmaxLaunch& l) { return l.lanes > kWarpSize ? l.lanes : 4 * kWarpSize; }
+inline Dim3 softmax_grid(const SoftmaxLaunch& l) {
+  const int64_t rows = softmax_block(l) / l.lanes;
+  return {static_cast<int>((l.rows + rows - 1) / rows), l.pieces, 1};
+}
+inline int softmax_across_block(const SoftmaxParams& p) { return p.n < 8 ? kWarpSize : 8 * kWarpSize; }
+inline Dim3 softmax_across_grid(const SoftmaxLaunch& l) {
+  return {static_cast<int>((l.rows + kWarpSize - 1) / kWarpSize), 1, 1};
+}
+
+}  // namespace tilewright::gpu
