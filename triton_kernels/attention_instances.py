@@ -65,6 +65,8 @@ def instance(kernel: Any, name: str, key: str, config: Config, options: dict[str
     }  # fmt: skip
     if kernel is attention_backward_mask:
         absent["MASK_PTR"] = False
+    if kernel is merge:
+        absent["PARTS"] = False
     names = kernel.arg_names
     constants = {n: v for n, v in constants.items() if n in names}
     constants.update({n: None for n, gone in absent.items() if gone and n in names})
@@ -110,12 +112,13 @@ def instances(architecture: str) -> Iterator[Instance]:
     """Every kernel in every configuration of the table, with the options that change its code, and by TMA where a call
     of this architecture would load so."""
     for size, width in ((s, w) for s in (2, 4) for w in WIDTHS):
-        few = width < 64  # the same code but for its loads
+        # Small head dims, and float32, have the same code but for loads and products.
+        few = width < 64 or size == 4
         for kernel in (attention_forward, attention_backward_rows, attention_backward_keys, attention_backward_mask):
             for option, constants in _OPTIONS.items():
-                if kernel is attention_backward_mask and "mask" not in option and option != "everything":
+                if kernel is attention_backward_mask and constants.get("MASK") != "float":
                     continue
-                if few and option not in ("", "varlen", "float mask", "everything"):
+                if few and option not in ("", "everything"):
                     continue
                 tma = size == 2 and architecture != "sm_80" and "MASK" not in constants
                 key = table_key(size, width, _load(constants))

@@ -21,7 +21,7 @@ import triton
 
 from . import attention_instances, ffn, softmax
 from .compile import Instance, compile_instance
-from .launch import ARCHITECTURES
+from .launch import ARCHITECTURES, Config
 from .math import INTERPRETED
 
 OPS = {"attention": attention_instances.instances, "softmax": softmax.instances, "ffn": ffn.instances}
@@ -54,13 +54,16 @@ def fingerprint(op: str) -> str:
     return digest.hexdigest()
 
 
+def described(config: Config) -> str:
+    blocks = " ".join(f"{name}={size}" for name, size in config.blocks.items())
+    return f"{blocks} warps={config.num_warps} stages={config.num_stages}"
+
+
 def compiled(instance: Instance, architecture: str) -> dict[str, Any]:
     """A row of the table."""
     code = compile_instance(instance, architecture)
-    config = instance.config
-    blocks = " ".join(f"{name}={size}" for name, size in config.blocks.items())
     return {
-        "config": f"{blocks} warps={config.num_warps} stages={config.num_stages}",
+        "config": described(instance.config),
         "registers": code.registers,
         "stack": code.stack,
         "spills": code.spills,
@@ -70,7 +73,7 @@ def compiled(instance: Instance, architecture: str) -> dict[str, Any]:
     }
 
 
-def _compile_named(op: str, architecture: str, name: str) -> dict[str, Any]:
+def compile_named(op: str, architecture: str, name: str) -> dict[str, Any]:
     (instance,) = (i for i in OPS[op](architecture) if i.name == name)
     return compiled(instance, architecture)
 
@@ -92,7 +95,7 @@ def build(op: str, processes: int) -> Rows:
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with ProcessPoolExecutor(processes) as pool, Progress(*columns, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(op, total=len(todo))
-        running = {pool.submit(_compile_named, *job): job for job in todo}
+        running = {pool.submit(compile_named, *job): job for job in todo}
         for done in as_completed(running):
             _op, architecture, name = running[done]
             rows[architecture][name] = done.result()
