@@ -193,7 +193,8 @@ PyObject* get_field(PyObject* self, void*) {
 // set.
 template <class Struct>
 void add_class(py::module_& m, const char* name, PyGetSetDef* table) {
-  py::class_<Struct> cls(m, name);
+  // Local: each compiled module has classes of its own, under the same names.
+  py::class_<Struct> cls(m, name, py::module_local());
   cls.def(py::init<>());
   for (PyGetSetDef* field = table; field->name != nullptr; ++field) {
     PyObject* descriptor = PyDescr_NewGetSet(reinterpret_cast<PyTypeObject*>(cls.ptr()), field);

@@ -58,8 +58,10 @@ std::string GlobalMemory::describe(uintptr_t address) const {
   return "byte " + std::to_string(address - nearest->begin) + " of " + name;
 }
 
-void GlobalMemory::forget_writers() {
-  for (Range& r : ranges_) std::fill(r.writers.begin(), r.writers.end(), 0u);
+void GlobalMemory::begin_launch() {
+  for (Range& r : ranges_)
+    for (uint32_t& writer : r.writers)
+      if (writer != 0) writer = Range::kEarlier;
 }
 
 }  // namespace tilewright::emulation

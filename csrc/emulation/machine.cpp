@@ -25,7 +25,7 @@ Machine& machine() {
 void Machine::run(const Launch& launch, GlobalMemory& memory, const std::function<void()>& kernel) {
   launch_ = &launch, memory_ = &memory, kernel_ = &kernel;
   fault_.reset();
-  memory.forget_writers();
+  memory.begin_launch();
   random_.seed(launch.seed);
   while (stacks_.size() < static_cast<size_t>(launch.threads)) stacks_.push_back(std::make_unique<Stack>(kStackBytes));
   const int64_t blocks = int64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
@@ -209,7 +209,7 @@ void Machine::check_global(const void* p, size_t bytes, bool write, Here here) {
   const uint32_t me = block_number_ + 1;
   uint32_t* writers = r->writers.data() + (address - r->begin);
   for (size_t i = 0; i < bytes; ++i) {
-    if (writers[i] != 0 && writers[i] != me)
+    if (writers[i] != 0 && writers[i] != me && writers[i] != Range::kEarlier)
       fail(Fault::kGlobalRace, here,
            verb + memory_->describe(address + i) + ", which block number " + std::to_string(writers[i] - 1) +
                " wrote in the same launch");

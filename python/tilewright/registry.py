@@ -52,11 +52,13 @@ TABLE: dict[str, dict[str, str]] = {
         "reference": "tilewright.backends.reference:KVCACHE_ATTENTION",
     },
     "softmax": {
+        "cuda": "tilewright.backends.cuda:SOFTMAX",
         "cpu": "tilewright.backends.cpu:SOFTMAX",
         "triton": "tilewright.backends.triton_softmax:SOFTMAX",
         "reference": "tilewright.backends.reference:SOFTMAX",
     },
     "log_softmax": {
+        "cuda": "tilewright.backends.cuda:LOG_SOFTMAX",
         "cpu": "tilewright.backends.cpu:LOG_SOFTMAX",
         "triton": "tilewright.backends.triton_softmax:LOG_SOFTMAX",
         "reference": "tilewright.backends.reference:LOG_SOFTMAX",

@@ -1,0 +1,85 @@
+// tilewright._cuda, and with TW_EMULATED tilewright._cuda_emulated: parameter structs, and a function for each kernel that
+// takes one and a stream (an address; 0 is the default stream). The caller keeps the memory alive until the work is
+// enqueued, and has made the tensors' device current.
+#include <pybind11/pybind11.h>
+
+#include <cstdlib>
+#include <string>
+
+#include "../cuda/softmax.h"
+#include "params.h"
+
+#ifdef TW_EMULATED
+#include "../emulation/describe.h"
+#endif
+
+namespace tilewright {
+namespace {
+
+std::string explain(int code) {
+  if (code == gpu::kUnsupported) return "a dtype is not one that this kernel takes";
+#ifdef TW_EMULATED
+  return "code " + std::to_string(code);
+#else
+  const auto error = static_cast<cudaError_t>(code);
+  return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
+#endif
+}
+
+#ifdef TW_EMULATED
+uint64_t g_seed = 0;
+#endif
+
+// workspace: bytes that the call needs, or null. describe: see emulation/describe.h.
+template <class Params, class Describe>
+void add_kernel(py::module_& m, const char* name, int (*kernel)(const Params&, gpu::Stream),
+                int64_t (*workspace)(const Params&), [[maybe_unused]] Describe describe) {
+  m.def((std::string(name) + "_workspace").c_str(), workspace, "Bytes that params.workspace has to have.");
+  m.def(
+      name,
+      [=](py::object params, uintptr_t stream) {
+        const Params& p = params.cast<const Params&>();
+        int code = 0;
+        {
+          py::gil_scoped_release release;
+#ifdef TW_EMULATED
+          emulation::GlobalMemory memory;
+          describe(p, workspace(p), memory);
+          gpu::Session session{&memory, g_seed};
+          gpu::session() = &session;
+#endif
+          code = kernel(p, reinterpret_cast<gpu::Stream>(stream));
+        }
+        if (code != 0)
+          throw std::runtime_error(std::string(name) + ": " + explain(code) + "; " + std::string(py::repr(params)));
+      },
+      py::arg("params"), py::arg("stream") = 0);
+}
+
+#ifdef TW_EMULATED
+#define TW_DESCRIBE(name) emulation::describe_##name
+#else
+#define TW_DESCRIBE(name) nullptr
+#endif
+
+}  // namespace
+
+#ifdef TW_EMULATED
+#define TW_MODULE _cuda_emulated
+#else
+#define TW_MODULE _cuda
+#endif
+
+PYBIND11_MODULE(TW_MODULE, m) {
+  m.doc() = "CUDA C++ kernels over raw pointers. The public functions are in tilewright.";
+  add_params(m);
+  add_kernel(m, "softmax_forward", &gpu::softmax_forward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_forward));
+  add_kernel(m, "softmax_backward", &gpu::softmax_backward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_backward));
+#ifdef TW_EMULATED
+  m.def(
+      "set_seed", [](uint64_t seed) { g_seed = seed; }, "Of the order in which blocks, warps and lanes run.");
+  py::register_exception<emulation::KernelFault>(m, "KernelFault", PyExc_RuntimeError);
+#endif
+}
+
+}  // namespace tilewright
