@@ -109,7 +109,7 @@ TABLE: dict[str, dict[str, dict[str, _Row]]] = {
         },
         **_ELEMENTWISE,
     },
-    # Two warpgroups of 64 rows each: with 128 x 256 tiles the epilogues would not fit into the registers.
+    # By pointers, two warpgroups of 64 rows each: whole epilogues of 128 x 256 tiles would not fit into the registers.
     "sm_90": _with_tma(
         {
             "ffn_in": {"half": _product(128, 128, 64, 8, 4), "fp32": _product(128, 64, 32, 8, 3), **_SMALL},

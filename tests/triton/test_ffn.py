@@ -19,7 +19,7 @@ from tilewright.verify.run import run_case
 if unavailable("triton") is not None:
     pytest.skip(f"the triton backend {unavailable('triton')}", allow_module_level=True)
 
-from tilewright.triton_kernels import ffn, ffn_backward, ffn_product
+from tilewright.triton_kernels import descriptor, ffn, ffn_backward, ffn_product
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, *HALF)
@@ -85,7 +85,9 @@ def test_each_gradient_alone(gradients: list[str], activation: str) -> None:
 
 @pytest.fixture
 def routes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """How each large product's operands reach the kernel, in order: "" by pointers, else with TMA."""
+    """How each large product's operands reach the kernel, in order: "" by pointers, else with TMA.
+
+    One tile is enough for TMA here, and a program that computes tile after tile computes all of them."""
     found: list[str] = []
     inner: Callable[..., ffn_product.Route] = ffn_product.route
 
@@ -96,10 +98,14 @@ def routes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for module in (ffn, ffn_backward, ffn_product):
         monkeypatch.setattr(module, "route", recorded)
+    monkeypatch.setattr(ffn_product, "multiprocessors", lambda _: 1)
     return found
 
 
-@pytest.mark.parametrize("tma", [True, False], ids=["tma", "pointers"])
+needs_tma = pytest.mark.skipif(not descriptor.has_tma(torch.device(DEVICE)), reason="this GPU has no TMA")
+
+
+@pytest.mark.parametrize("tma", [pytest.param(True, marks=needs_tma), False], ids=["tma", "pointers"])
 @pytest.mark.parametrize(("activation", "dtype"), [("gelu", torch.bfloat16), ("geglu_tanh", torch.float16)])
 def test_ragged_tiles(
     activation: str, dtype: torch.dtype, tma: bool, routes: list[str], monkeypatch: pytest.MonkeyPatch
@@ -108,22 +114,27 @@ def test_ragged_tiles(
     monkeypatch.setattr(ffn_product, "has_tma", lambda _: tma)
     sizes = {"rows": 40, "features": 40, "hidden": 88, "out_features": 72}
     check(case("ragged", dtype, activation=activation, biases=True, residual=True, dropout_p=0.3, **sizes))
-    wanted = {"kk", "kn", "mn"} if tma else {""}  # of the forward, dpre and dx, dw_in and dw_out
-    assert set(routes) == wanted
+    # Of the forward; of dpre and dx; of dw_in and dw_out, which on a GPU are torch's.
+    wanted = {"kk", "kn", "mn"} if DEVICE == "cpu" else {"kk", "kn"}
+    assert set(routes) == (wanted if tma else {""})
 
 
+@needs_tma
 @pytest.mark.parametrize("activation", ["silu", "reglu"])
 def test_transposed_weights_and_inputs(activation: str, routes: list[str]) -> None:
     given = inputs(75, torch.bfloat16, inner=80 if activation == "reglu" else 40, out=72)
     turned = {name: t.t().contiguous().t() if t.ndim == 2 else t for name, t in given.items()}
     turned["x"] = torch.zeros(24, 80, device=DEVICE, dtype=torch.bfloat16)[:, :75].t().copy_(given["x"])
     expected, got = (tw.ffn(**these, activation=activation, backend="triton") for these in (given, turned))
-    assert torch.equal(got, expected)
+    assert torch.allclose(got, expected, rtol=2**-7, atol=2**-7)
     # A gate's columns and the up projection's are one block only in a weight's rows.
     assert routes == ["kk", "kk", "" if activation == "reglu" else "mn", "kn"]
 
 
-def test_tma_only_where_layout_type_and_size_allow() -> None:
+@needs_tma
+def test_tma_only_where_layout_type_and_size_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ffn_product, "multiprocessors", lambda _: 1)
+
     def tma(**changed: Any) -> str:
         options = {"columns": 96, **{name: changed.pop(name) for name in ("columns", "gated") if name in changed}}
         a, b, out = (changed.get(name, whole(96, 96)) for name in ("a", "b", "out"))
@@ -146,7 +157,8 @@ def test_tma_only_where_layout_type_and_size_allow() -> None:
     assert tma(b=whole(96, 96).t(), gated=True) == "" and tma(gated=True) == "kk"
     assert tma(a=whole(96, 96, torch.float16), b=whole(96, 96, torch.float16)) == "kk"
     assert tma(a=whole(96, 96, torch.float32), b=whole(96, 96, torch.float32)) == ""
-    assert tma(a=whole(32, 96), columns=96) == "", "fewer tiles than multiprocessors"
+    monkeypatch.setattr(ffn_product, "multiprocessors", lambda _: 100)
+    assert tma() == "", "fewer tiles than multiprocessors"
 
 
 def inputs(rows: int, dtype: torch.dtype = torch.float32, inner: int = 40, out: int = 30) -> dict[str, torch.Tensor]:
