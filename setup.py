@@ -1,7 +1,8 @@
 """Builds the compiled modules with CMake and Ninja. Everything else about the package is in pyproject.toml.
 
 A module that cannot be built is left out with one warning, and the install succeeds: the other backends do not need it.
-TILEWRIGHT_CPU=0 leaves the CPU module out, TILEWRIGHT_CPU=1 makes its failure an error.
+TILEWRIGHT_CPU=0 leaves the CPU module out, TILEWRIGHT_CPU=1 makes its failure an error; TILEWRIGHT_CUDA_EMULATED is the
+same for the emulator that runs the CUDA kernels on any machine.
 """
 
 import os
@@ -15,7 +16,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-TARGETS = {"cpu": "tilewright._cpu"}
+TARGETS = {"cpu": "tilewright._cpu", "cuda_emulated": "tilewright._cuda_emulated"}
 REMAINING = "the triton and reference backends work without it"
 
 
