@@ -76,8 +76,7 @@ PYBIND11_MODULE(TW_MODULE, m) {
   add_kernel(m, "softmax_forward", &gpu::softmax_forward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_forward));
   add_kernel(m, "softmax_backward", &gpu::softmax_backward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_backward));
 #ifdef TW_EMULATED
-  m.def(
-      "set_seed", [](uint64_t seed) { g_seed = seed; }, "Of the order in which blocks, warps and lanes run.");
+  m.def("set_seed", [](uint64_t seed) { g_seed = seed; }, "Of the order in which blocks, warps and lanes run.");
   py::register_exception<emulation::KernelFault>(m, "KernelFault", PyExc_RuntimeError);
 #endif
 }

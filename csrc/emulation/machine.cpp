@@ -79,8 +79,10 @@ void Machine::enter(void* self) {
   Thread& t = *m.current_;
   t.warp->live &= ~(1u << t.lane);
   --m.live_;
-  if (m.live_ > 0 && m.at_barrier_ > 0)
-    m.fail(Fault::kDivergence, t.here, "this thread ended, while others of its block wait at the barrier");
+  for (const Thread& other : m.threads_)
+    if (other.state == Thread::State::kAtBarrier)
+      m.fail(Fault::kDivergence, other.here,
+             "this thread ended, while thread " + std::to_string(other.index) + " of its block waits at the barrier");
   m.yield(Thread::State::kEnded, t.here);
 }
 

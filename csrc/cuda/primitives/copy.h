@@ -7,7 +7,7 @@ namespace tilewright::gpu {
 
 // kBytes (4, 8 or 16) to an address that is a multiple of them; of the source only so many elements, zeros for the rest.
 template <int kBytes, class T>
-TW_DEVICE void copy_async(Shared<T> to, Global<T> from, int elements = kBytes / int{sizeof(T)}, Here = {}) {
+TW_DEVICE void copy_async(Shared<T> to, Global<const T> from, int elements = kBytes / int{sizeof(T)}, Here = {}) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
   const uint32_t target = static_cast<uint32_t>(__cvta_generic_to_shared(to.p));
   const int copied = elements * int{sizeof(T)};

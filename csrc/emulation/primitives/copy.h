@@ -7,7 +7,7 @@
 namespace tilewright::gpu {
 
 template <int kBytes, class T>
-void copy_async(Shared<T> to, Global<T> from, int elements = kBytes / int{sizeof(T)}, Here here = Here::now()) {
+void copy_async(Shared<T> to, Global<const T> from, int elements = kBytes / int{sizeof(T)}, Here here = Here::now()) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
   emulation::machine().copy_async(to.p, from.p, kBytes, static_cast<uint32_t>(elements) * uint32_t{sizeof(T)}, here);
 }
