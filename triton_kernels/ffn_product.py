@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .descriptor import describe, has_tma
 from .launch import Config, config, multiprocessors
-from .math import cast, dot, philox, store
+from .math import cast, dot, philox_kept, store
 
 #: Up to so many rows a product is bound by reading its weights, once.
 FEW_ROWS = 16
@@ -187,20 +187,12 @@ def add_bias(acc, bias, block_n, columns):
 
 @triton.jit
 def dropout_factors(rng, threshold, scale, block_m, block_n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """For a tile, scale where an element stays, else 0. threshold is unsigned, passed as a signed number.
-
-    A counter serves four neighbours in a row, so that it is computed once for them rather than by each.
-    """
+    """For a tile, scale where an element stays, else 0. threshold is unsigned, passed as a signed number."""
     row = indices(block_m, BLOCK_M)[:, None]
-    zero = tl.zeros((BLOCK_M, BLOCK_N // 4), tl.uint32)
-    column = indices(block_n, BLOCK_N // 4)[None, :].to(tl.uint32)
-    w0, w1, w2, w3 = philox(rng, zero + column, zero + row.to(tl.uint32), zero + (row >> 32).to(tl.uint32))
+    fours = indices(block_n, BLOCK_N // 4)[None, :]
     least = threshold.to(tl.uint32, bitcast=True)
-    # A word is an index of two bits: the outer join makes the lower one, the last dimension.
-    even = tl.join((w0 >= least).to(tl.int8), (w2 >= least).to(tl.int8))
-    odd = tl.join((w1 >= least).to(tl.int8), (w3 >= least).to(tl.int8))
-    kept = tl.reshape(tl.join(even, odd), (BLOCK_M, BLOCK_N))
-    return tl.where(kept != 0, scale, 0.0)
+    kept = philox_kept(rng, fours, row.to(tl.uint32), (row >> 32).to(tl.uint32), least, BLOCK_M, BLOCK_N)
+    return tl.where(kept, scale, 0.0)
 
 
 @triton.jit

@@ -50,6 +50,9 @@ def architecture(device: torch.device) -> str:
     if INTERPRETED:
         return "interpreter"
     major, minor = torch.cuda.get_device_capability(device)
+    # Smaller chips of a generation (8.6, 8.9, 12.0) have less shared memory than its table was made for.
+    if torch.cuda.get_device_properties(device).shared_memory_per_block_optin < 160 * 1024:
+        return "sm_80"
     fitting = [name for name, capability in ARCHITECTURES.items() if capability <= 10 * major + minor]
     return fitting[-1] if fitting else "sm_80"
 

@@ -32,7 +32,7 @@ Rows = dict[str, dict[str, dict[str, Any]]]
 def sources(op: str) -> list[Path]:
     """The files that an op's machine code depends on."""
     here = Path(__file__).parent
-    shared = ["math.py", "launch.py", "compile.py", *(["activations.py"] if op == "ffn" else [])]
+    shared = ["math.py", "compile.py", *(["activations.py"] if op == "ffn" else [])]
     return [*sorted(here.glob(f"{op}*.py")), *(here / name for name in shared)]
 
 
