@@ -24,10 +24,11 @@ def table_key(element_size: int, width: int, load: int) -> str:
 
 
 Tile = tuple[int, int, int, int]  # BLOCK_M, BLOCK_N, num_warps, num_stages
+#: {padded head dims: a tile for each of LOADS, the last for all that follow}
+Tiles = dict[tuple[int, ...], tuple[Tile, ...]]
 
 
-def _rows(size: int, tiles: dict[tuple[int, ...], tuple[Tile, ...]]) -> dict[str, Entry]:
-    """{padded head dims: a tile for each of LOADS, the last for all that follow}, spelt out."""
+def _rows(size: int, tiles: Tiles) -> dict[str, Entry]:
     return {
         f"{size},{width}{load}": ({"BLOCK_M": m, "BLOCK_N": n}, warps, stages)
         for widths, found in tiles.items()
@@ -36,99 +37,90 @@ def _rows(size: int, tiles: dict[tuple[int, ...], tuple[Tile, ...]]) -> dict[str
     }
 
 
-# Not measured: chosen from published configurations of kernels of the same kind, and by registers, spills and shared
-# memory in the machine code: the largest tile that spills nothing, or in the backward least.
-_HOPPER = {
+# Not measured, none of what follows: chosen from published configurations of kernels of the same kind, and by
+# registers, spills and shared memory in the machine code: the largest tile that spills nothing, or in the backward least.
+
+_DECODE: Tiles = {(16, 32, 64, 128): ((16, 32, 4, 3),), (256,): ((16, 32, 4, 2),)}
+
+# Its products are three of TF32 each, with both operands split in registers: small tiles on every chip.
+_FLOAT: dict[str, Tiles] = {
     "attention_forward": {
-        **_rows(2, {
-            (16, 32): ((128, 128, 8, 2), (128, 64, 8, 2), (64, 32, 8, 2)),
-            (64,): ((128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 2)),
-            (128,): ((128, 128, 8, 2), (128, 64, 8, 2), (64, 32, 8, 2)),
-            (256,): ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 8, 2)),
-        }),
-        **_rows(4, {(16, 32, 64): ((64, 32, 4, 2),), (128, 256): ((32, 16, 4, 1),)}),
+        (16, 32): ((64, 32, 4, 2),), (64,): ((32, 32, 4, 2),), (128,): ((32, 16, 4, 2),), (256,): ((16, 16, 8, 2),),
     },
-    "attention_decode": {"": ({"BLOCK_M": 16, "BLOCK_N": 64}, 4, 3)},
+    "attention_decode": {(16, 32, 64, 128): ((16, 32, 4, 1),), (256,): ((16, 16, 8, 2),)},
     "attention_backward_rows": {
-        **_rows(2, {
-            (16, 32): ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 8, 2)),
-            (64,): ((128, 64, 8, 2),),
-            (128,): ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 8, 2)),
-            (256,): ((64, 32, 8, 2), (64, 16, 8, 2), (32, 32, 8, 2)),
-        }),
-        **_rows(4, {(16, 32, 64): ((32, 32, 4, 1),), (128,): ((16, 32, 8, 1),), (256,): ((16, 16, 8, 1),)}),
+        (16, 32, 64): ((32, 32, 4, 1),), (128,): ((16, 32, 8, 1),), (256,): ((16, 16, 8, 1),),
     },
-    "attention_backward_keys": {
-        **_rows(2, {
-            (16, 32, 64): ((64, 128, 8, 2), (32, 64, 8, 2), (16, 64, 8, 2)),
-            (128,): ((32, 128, 8, 2), (16, 64, 8, 2), (32, 32, 8, 2)),
-            (256,): ((32, 32, 8, 2), (16, 32, 8, 2)),
-        }),
-        **_rows(4, {(16, 32, 64): ((16, 64, 4, 1),), (128,): ((16, 32, 8, 1),), (256,): ((16, 16, 8, 1),)}),
-    },
-    "attention_backward_mask": {
-        **_rows(2, {(16, 32, 64): ((64, 64, 8, 2),), (128, 256): ((64, 32, 8, 2),)}),
-        **_rows(4, {(16, 32, 64): ((32, 32, 4, 1),), (128,): ((16, 32, 8, 1),), (256,): ((16, 16, 8, 1),)}),
-    },
+    "attention_backward_keys": {(16, 32, 64): ((16, 32, 8, 1),), (128, 256): ((16, 16, 8, 1),)},
+    "attention_backward_mask": {(16, 32, 64, 128, 256): ((16, 32, 8, 1),)},
 }  # fmt: skip
+
+
+def _kernels(forward: Tiles, rows: Tiles, keys: Tiles, mask: Tiles) -> dict[str, dict[str, Entry]]:
+    half = {
+        "attention_forward": forward,
+        "attention_decode": _DECODE,
+        "attention_backward_rows": rows,
+        "attention_backward_keys": keys,
+        "attention_backward_mask": mask,
+    }
+    return {kernel: {**_rows(2, tiles), **_rows(4, _FLOAT[kernel])} for kernel, tiles in half.items()}
+
+
+_HOPPER_BACKWARD: dict[str, Tiles] = {
+    "rows": {
+        (16, 32): ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 8, 2)),
+        (64,): ((128, 64, 8, 2),),
+        (128,): ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 8, 2)),
+        (256,): ((64, 32, 8, 2), (64, 16, 8, 2), (32, 32, 8, 2)),
+    },
+    "keys": {
+        (16, 32, 64): ((64, 128, 8, 2), (32, 64, 8, 2), (16, 64, 8, 2)),
+        (128,): ((32, 128, 8, 2), (16, 64, 8, 2), (32, 32, 8, 2)),
+        (256,): ((32, 32, 8, 2), (16, 32, 8, 2)),
+    },
+    "mask": {(16, 32, 64): ((64, 64, 8, 2),), (128, 256): ((64, 32, 8, 2),)},
+}
 
 TABLE: dict[str, dict[str, dict[str, Entry]]] = {
     # The interpreter runs a program's operations one numpy call after another, so blocks are large there, and yet small
     # enough that tests see several of them.
-    "interpreter": {kernel: {"": ({"BLOCK_M": 64, "BLOCK_N": 64}, 1, 1)} for kernel in _HOPPER},
+    "interpreter": {kernel: {"": ({"BLOCK_M": 64, "BLOCK_N": 64}, 1, 1)} for kernel in _FLOAT},
     # Its shared memory is that of the smallest chips that take this table, 99 KiB.
-    "sm_80": {
-        "attention_forward": {
-            **_rows(2, {
-                (16, 32, 64): ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2)),
-                (128,): ((128, 32, 8, 2), (64, 32, 8, 2)),
-                (256,): ((64, 32, 8, 2), (32, 32, 4, 2)),
-            }),
-            **_rows(4, {
-                (16, 32): ((64, 32, 4, 2),), (64,): ((32, 32, 4, 2),), (128,): ((32, 16, 4, 2),),
-                (256,): ((16, 16, 8, 2),),
-            }),
+    "sm_80": _kernels(
+        forward={
+            (16, 32, 64): ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2)),
+            (128,): ((128, 32, 8, 2), (64, 32, 8, 2)),
+            (256,): ((64, 32, 8, 2), (32, 32, 4, 2)),
         },
-        "attention_decode": {
-            "": ({"BLOCK_M": 16, "BLOCK_N": 64}, 4, 3),
-            **_rows(4, {(16, 32, 64): ((16, 32, 4, 2),), (128,): ((16, 32, 4, 1),), (256,): ((16, 16, 8, 2),)}),
+        rows={
+            (16, 32, 64): ((128, 32, 8, 2), (64, 32, 8, 2)),
+            (128,): ((64, 64, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2)),
+            (256,): ((32, 32, 8, 1),),
         },
-        "attention_backward_rows": {
-            **_rows(2, {
-                (16, 32, 64): ((128, 32, 8, 2), (64, 32, 8, 2)),
-                (128,): ((64, 64, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2)),
-                (256,): ((32, 32, 8, 1),),
-            }),
-            **_rows(4, {(16, 32, 64): ((32, 32, 4, 1),), (128,): ((16, 32, 8, 1),), (256,): ((16, 16, 8, 1),)}),
+        keys={
+            (16, 32, 64): ((32, 128, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2)),
+            (128,): ((32, 64, 8, 2), (16, 32, 8, 2)),
+            (256,): ((16, 32, 8, 2), (16, 16, 8, 2)),
         },
-        "attention_backward_keys": {
-            **_rows(2, {
-                (16, 32, 64): ((32, 128, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2)),
-                (128,): ((32, 64, 8, 2), (16, 32, 8, 2)),
-                (256,): ((16, 32, 8, 2), (16, 16, 8, 2)),
-            }),
-            **_rows(4, {(16, 32, 64): ((16, 32, 8, 1),), (128, 256): ((16, 16, 8, 1),)}),
+        mask={(16, 32, 64, 128): ((64, 32, 8, 2),), (256,): ((32, 16, 8, 2),)},
+    ),
+    "sm_90": _kernels(
+        forward={
+            (16, 32): ((128, 128, 8, 2), (128, 64, 8, 2), (64, 32, 8, 2)),
+            (64,): ((128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 2)),
+            (128,): ((128, 128, 8, 2), (128, 64, 8, 2), (64, 32, 8, 2)),
+            (256,): ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 8, 2)),
         },
-        "attention_backward_mask": {
-            **_rows(2, {(16, 32, 64, 128): ((64, 32, 8, 2),), (256,): ((32, 16, 8, 2),)}),
-            **_rows(4, {(16, 32): ((32, 32, 4, 1),), (64, 128, 256): ((16, 32, 8, 1),)}),
-        },
-    },
-    "sm_90": _HOPPER,
+        **_HOPPER_BACKWARD,
+    ),
     # Sums are kept in tensor memory, but for the rest there are as many registers as on Hopper.
-    "sm_100": {
-        **_HOPPER,
-        "attention_forward": {
-            **_rows(2, {
-                (16, 32, 64): ((128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 2)),
-                (128,): ((128, 64, 8, 3), (128, 64, 8, 2), (64, 32, 8, 2)),
-                (256,): ((128, 32, 8, 2), (64, 32, 8, 2)),
-            }),
-            **_rows(4, {(16, 32, 64): ((32, 32, 4, 2),), (128, 256): ((32, 16, 4, 1),)}),
+    "sm_100": _kernels(
+        forward={
+            (16, 32, 64): ((128, 64, 8, 3), (128, 64, 8, 2), (64, 32, 8, 2)),
+            (128,): ((128, 64, 8, 3), (128, 64, 8, 2), (64, 32, 8, 2)),
+            (256,): ((128, 32, 8, 2), (64, 32, 8, 2)),
         },
-        "attention_decode": {
-            "": ({"BLOCK_M": 16, "BLOCK_N": 32}, 4, 3),
-            **_rows(4, {(16, 32, 64): ((16, 32, 4, 2),), (128,): ((16, 32, 4, 1),), (256,): ((16, 16, 8, 2),)}),
-        },
-    },
-}  # fmt: skip
+        **_HOPPER_BACKWARD,
+    ),
+}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -51,7 +51,8 @@ def architecture(device: torch.device) -> str:
         return "interpreter"
     major, minor = torch.cuda.get_device_capability(device)
     # Smaller chips of a generation (8.6, 8.9, 12.0) have less shared memory than its table was made for.
-    if torch.cuda.get_device_properties(device).shared_memory_per_block_optin < 160 * 1024:
+    properties: Any = torch.cuda.get_device_properties(device)  # whose stub lacks this field
+    if properties.shared_memory_per_block_optin < 160 * 1024:
         return "sm_80"
     fitting = [name for name, capability in ARCHITECTURES.items() if capability <= 10 * major + minor]
     return fitting[-1] if fitting else "sm_80"
