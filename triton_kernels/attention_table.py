@@ -38,7 +38,7 @@ def _rows(size: int, tiles: Tiles) -> dict[str, Entry]:
 
 
 # Not measured, none of what follows: chosen from published configurations of kernels of the same kind, and by
-# registers, spills and shared memory in the machine code: the largest tile that spills nothing, or in the backward least.
+# registers, spills and shared memory in the machine code: the largest tile that spills nothing, in the backward little.
 
 _DECODE: Tiles = {(16, 32, 64, 128): ((16, 32, 4, 3),), (256,): ((16, 32, 4, 2),)}
 

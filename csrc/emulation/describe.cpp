@@ -25,7 +25,47 @@ void add_bytes(GlobalMemory& memory, const char* name, const void* data, int64_t
   memory.add(name, data, 1, &bytes, &stride, 1, use);
 }
 
+// (B, H, rows, width) with the view's strides; packed tensors have no batch dimension.
+void add_heads(GlobalMemory& memory, const char* name, const View4& v, DType dtype, bool packed, int64_t batch,
+               int64_t heads, int64_t rows, int64_t width, int64_t width_stride, Use use) {
+  const int64_t sizes[4] = {packed ? 1 : batch, heads, rows, width};
+  const int64_t strides[4] = {v.stride[0], v.stride[1], v.stride[2], width_stride};
+  memory.add(name, v.data, static_cast<size_t>(size_of(dtype)), sizes, strides, 4, use);
+}
+
+void add_vector(GlobalMemory& memory, const char* name, const void* data, DType dtype, int64_t count) {
+  add_bytes(memory, name, data, count * size_of(dtype), Use::kInput);
+}
+
+// What forward and backward read: the operands, and what the options need.
+void describe_attention_inputs(const AttentionParams& p, GlobalMemory& memory) {
+  const bool packed = p.cu_seqlens_q != nullptr;
+  const int64_t rows = packed ? p.total_q : p.seqlen_q, keys = packed ? p.total_k : p.seqlen_k;
+  add_heads(memory, "q", p.q, p.dtype, packed, p.batch, p.heads, rows, p.head_dim, 1, Use::kInput);
+  add_heads(memory, "k", p.k, p.dtype, packed, p.batch, p.heads_kv, keys, p.head_dim, 1, Use::kInput);
+  add_heads(memory, "v", p.v, p.dtype, packed, p.batch, p.heads_kv, keys, p.head_dim_v, 1, Use::kInput);
+  const int64_t mask[4] = {p.batch, p.heads, p.seqlen_q, p.seqlen_k};
+  memory.add("mask", p.mask.data, static_cast<size_t>(size_of(p.mask_dtype)), mask, p.mask.stride, 4, Use::kInput);
+  const int64_t slopes[2] = {p.batch, p.heads};
+  memory.add("alibi_slopes", p.alibi_slopes.data, 4, slopes, p.alibi_slopes.stride, 2, Use::kInput);
+  memory.add("sinks", p.sinks.data, static_cast<size_t>(size_of(p.sinks_dtype)), &p.heads, p.sinks.stride, 1,
+             Use::kInput);
+  add_bytes(memory, "rng", p.rng, 16, Use::kInput);
+  add_vector(memory, "cu_seqlens_q", p.cu_seqlens_q, DType::kFloat32, p.batch + 1);
+  add_vector(memory, "cu_seqlens_k", p.cu_seqlens_k, DType::kFloat32, p.batch + 1);
+}
+
 }  // namespace
+
+void describe_attention_forward(const AttentionParams& p, int64_t workspace_bytes, GlobalMemory& memory) {
+  describe_attention_inputs(p, memory);
+  const bool packed = p.cu_seqlens_q != nullptr;
+  const int64_t rows = packed ? p.total_q : p.seqlen_q;
+  add_heads(memory, "out", p.out, p.dtype, packed, p.batch, p.heads, rows, p.head_dim_v, 1, Use::kOutput);
+  add_heads(memory, "lse", p.lse, DType::kFloat32, packed, p.batch, p.heads, rows, 1, 1, Use::kOutput);
+  add_heads(memory, "row_stats", p.row_stats, DType::kFloat32, packed, p.batch, p.heads, rows, 2, 1, Use::kOutput);
+  (void)workspace_bytes;
+}
 
 void describe_softmax_forward(const SoftmaxParams& p, int64_t workspace_bytes, GlobalMemory& memory) {
   add_rows(memory, "x", p.x, p.dtype, p, p.x_row_stride, p.x_stride, Use::kInput);
