@@ -124,7 +124,9 @@ def instances(architecture: str) -> Iterator[Instance]:
                 key = table_key(size, width, _load(constants))
                 config = table_config(architecture, kernel.__name__, key)
                 for by_tma in (False, True) if tma and not option else (tma,):
-                    name = f"{kernel.__name__} {size},{width} {option}{' TMA' if by_tma else ''}".rstrip()
+                    name = " ".join(
+                        filter(None, (f"{kernel.__name__} {size},{width}", option, "TMA" if by_tma else ""))
+                    )
                     given = {**constants, "TMA": by_tma}
                     yield instance(kernel, name, key, config, given, width)
         for option, constants in _DECODE.items():

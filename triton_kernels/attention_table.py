@@ -45,7 +45,8 @@ _DECODE: Tiles = {(16, 32, 64, 128): ((16, 32, 4, 3),), (256,): ((16, 32, 4, 2),
 # Its products are three of TF32 each, with both operands split in registers: small tiles on every chip.
 _FLOAT: dict[str, Tiles] = {
     "attention_forward": {
-        (16, 32): ((64, 32, 4, 2),), (64,): ((32, 32, 4, 2),), (128,): ((32, 16, 4, 2),), (256,): ((16, 16, 8, 2),),
+        (16,): ((64, 32, 4, 2),), (32,): ((32, 32, 4, 2),), (64,): ((32, 16, 4, 2),), (128,): ((16, 16, 4, 1),),
+        (256,): ((16, 16, 8, 2),),
     },
     "attention_decode": {(16, 32, 64, 128): ((16, 32, 4, 1),), (256,): ((16, 16, 8, 2),)},
     "attention_backward_rows": {
