@@ -41,7 +41,7 @@ def unavailable() -> str | None:
     try:
         importlib.import_module(f"tilewright._{target}")
     except ImportError as error:
-        return missing_reason(target) or f"the compiled module tilewright._{target} does not load: {error}"
+        return missing_reason(target) or f"this installation has no CUDA C++ kernels: {error}"
     if not emulated() and not torch.cuda.is_available():
         return (
             f"torch sees no CUDA device; with {EMULATE}=1 in the environment the kernels run on CPU tensors, in an "
