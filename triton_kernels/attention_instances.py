@@ -9,7 +9,7 @@ from .attention import attention_forward
 from .attention_backward import attention_backward_keys, attention_backward_rows
 from .attention_decode import append, merge
 from .attention_mask_gradient import attention_backward_mask
-from .attention_table import WIDTHS, table_key
+from .attention_table import WIDTHS, load_of, table_key
 from .compile import Instance
 from .launch import Config, table_config
 
@@ -103,9 +103,9 @@ def instance(kernel: Any, name: str, key: str, config: Config, options: dict[str
 
 
 def _load(options: dict[str, Any]) -> int:
-    """As the backend counts it."""
-    weights = {"HAS_DROPOUT": 2, "HAS_ALIBI": 1, "HAS_SOFTCAP": 1, "HAS_LEFT": 1, "VARLEN": 1}
-    return sum(w for n, w in weights.items() if options.get(n)) + 2 * bool(options.get("MASK"))
+    names = ("MASK", "HAS_DROPOUT", "HAS_ALIBI", "HAS_SOFTCAP", "HAS_LEFT", "VARLEN")
+    mask, dropout, alibi, softcap, window, packed = (bool(options.get(n)) for n in names)
+    return load_of(mask=mask, dropout=dropout, alibi=alibi, softcap=softcap, window=window, packed=packed)
 
 
 def instances(architecture: str) -> Iterator[Instance]:

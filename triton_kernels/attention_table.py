@@ -13,11 +13,15 @@ LOADS = ("", ",some", ",many")
 WIDTHS = (16, 32, 64, 128, 256)
 
 
-def table_key(element_size: int, width: int, load: int) -> str:
-    """ "bytes per element,padded head dim", the larger of D's and Dv's, and one of LOADS.
+def load_of(*, mask: bool, dropout: bool, alibi: bool, softcap: bool, window: bool, packed: bool) -> int:
+    """A call's options, counted by what they cost."""
+    return 2 * mask + 2 * dropout + alibi + softcap + window + packed
 
-    load counts options by what they cost: a mask and dropout two each, ALiBi, softcap, a window and packing one each.
-    Head dim 256 leaves registers for none of them.
+
+def table_key(element_size: int, width: int, load: int) -> str:
+    """Bytes per element, padded head dim (the larger of D's and Dv's) and one of LOADS, by load_of's count.
+
+    Head dim 256 leaves registers for no option.
     """
     alone = 0 if width == 256 else 1
     return f"{element_size},{width}{LOADS[0 if load <= alone else 1 if load <= 4 else 2]}"

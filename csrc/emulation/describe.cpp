@@ -33,10 +33,6 @@ void add_heads(GlobalMemory& memory, const char* name, const View4& v, DType dty
   memory.add(name, v.data, static_cast<size_t>(size_of(dtype)), sizes, strides, 4, use);
 }
 
-void add_vector(GlobalMemory& memory, const char* name, const void* data, DType dtype, int64_t count) {
-  add_bytes(memory, name, data, count * size_of(dtype), Use::kInput);
-}
-
 // What forward and backward read: the operands, and what the options need.
 void describe_attention_inputs(const AttentionParams& p, GlobalMemory& memory) {
   const bool packed = p.cu_seqlens_q != nullptr;
@@ -51,20 +47,20 @@ void describe_attention_inputs(const AttentionParams& p, GlobalMemory& memory) {
   memory.add("sinks", p.sinks.data, static_cast<size_t>(size_of(p.sinks_dtype)), &p.heads, p.sinks.stride, 1,
              Use::kInput);
   add_bytes(memory, "rng", p.rng, 16, Use::kInput);
-  add_vector(memory, "cu_seqlens_q", p.cu_seqlens_q, DType::kFloat32, p.batch + 1);
-  add_vector(memory, "cu_seqlens_k", p.cu_seqlens_k, DType::kFloat32, p.batch + 1);
+  const int64_t bounds = (p.batch + 1) * int64_t{sizeof(int32_t)};
+  add_bytes(memory, "cu_seqlens_q", p.cu_seqlens_q, bounds, Use::kInput);
+  add_bytes(memory, "cu_seqlens_k", p.cu_seqlens_k, bounds, Use::kInput);
 }
 
 }  // namespace
 
-void describe_attention_forward(const AttentionParams& p, int64_t workspace_bytes, GlobalMemory& memory) {
+void describe_attention_forward(const AttentionParams& p, int64_t, GlobalMemory& memory) {
   describe_attention_inputs(p, memory);
   const bool packed = p.cu_seqlens_q != nullptr;
   const int64_t rows = packed ? p.total_q : p.seqlen_q;
   add_heads(memory, "out", p.out, p.dtype, packed, p.batch, p.heads, rows, p.head_dim_v, 1, Use::kOutput);
   add_heads(memory, "lse", p.lse, DType::kFloat32, packed, p.batch, p.heads, rows, 1, 1, Use::kOutput);
   add_heads(memory, "row_stats", p.row_stats, DType::kFloat32, packed, p.batch, p.heads, rows, 2, 1, Use::kOutput);
-  (void)workspace_bytes;
 }
 
 void describe_softmax_forward(const SoftmaxParams& p, int64_t workspace_bytes, GlobalMemory& memory) {

@@ -20,7 +20,7 @@ from ..ops.varlen_attention import OP as VARLEN_OP
 from ..ops.varlen_attention import VarlenAttentionCall
 from ..registry import Implementation
 from ..triton_kernels import attention, attention_backward, attention_decode, attention_mask_gradient
-from ..triton_kernels.attention_table import table_key
+from ..triton_kernels.attention_table import load_of, table_key
 from ..triton_kernels.descriptor import describable, describe, has_tma
 from ..triton_kernels.launch import Config, config
 from .triton import on_device, unsupported
@@ -66,11 +66,14 @@ def _widths(head_dim: int, head_dim_v: int) -> dict[str, Any]:
 
 
 def _config(kernel: str, call: Any, widths: dict[str, Any]) -> Config:
-    dropout = getattr(call, "rng", None) is not None
-    load = sum((
-        2 * (call.mask is not None), 2 * dropout, call.alibi_slopes is not None, call.softcap > 0.0,
-        call.window_left >= 0, hasattr(call, "cu_seqlens_q"),
-    ))  # fmt: skip
+    load = load_of(
+        mask=call.mask is not None,
+        dropout=getattr(call, "rng", None) is not None,
+        alibi=call.alibi_slopes is not None,
+        softcap=call.softcap > 0.0,
+        window=call.window_left >= 0,
+        packed=hasattr(call, "cu_seqlens_q"),
+    )
     width = max(widths["BLOCK_D"], widths["BLOCK_DV"])
     return config(kernel, table_key(call.q.element_size(), width, load), call.q.device)
 
