@@ -1,12 +1,9 @@
 // A call of attention as its kernels see it: sequences, bounds, and what happens to a score.
 #pragma once
 
-#include <primitives/launch.h>
-#include <primitives/memory.h>
-#include <primitives/number.h>
-
 #include "../common/params.h"
 #include "../common/philox.h"
+#include "access.h"
 
 namespace tilewright::gpu {
 
@@ -85,14 +82,12 @@ TW_DEVICE float tanh_of(float x) {
 // Of one query head: what the options add to its scores.
 struct Options {
   float scale = 1.0f, softcap = 0.0f, slope = 0.0f;
-  const char* mask = nullptr;  // at this sequence and head
-  int plane = 0;               // of dropout
+  int plane = 0;  // of dropout
 
   TW_DEVICE static Options of(const AttentionParams& p, int b, int head) {
     Options o{static_cast<float>(p.scale), static_cast<float>(p.softcap)};
     if (p.alibi_slopes.data != nullptr)
-      o.slope = Global<const float>{static_cast<const float*>(p.alibi_slopes.data)}.load(
-          b * p.alibi_slopes.stride[0] + head * p.alibi_slopes.stride[1]);
+      o.slope = global<float>(p.alibi_slopes.data).load(b * p.alibi_slopes.stride[0] + head * p.alibi_slopes.stride[1]);
     o.plane = static_cast<int>(b * p.heads + head);
     return o;
   }
@@ -115,11 +110,9 @@ TW_DEVICE float logit(const AttentionParams& p, const Options& o, int b, int hea
   if (p.mask.data != nullptr) {
     const int64_t at = b * p.mask.stride[0] + head * p.mask.stride[1] + i * p.mask.stride[2] + j * p.mask.stride[3];
     if (p.mask_dtype == DType::kBool) {
-      if (Global<const uint8_t>{static_cast<const uint8_t*>(p.mask.data)}.load(at) == 0) s = -kInfinity;
-    } else if (p.mask_dtype == DType::kFloat32) {
-      s += Global<const float>{static_cast<const float*>(p.mask.data)}.load(at);
+      if (global<uint8_t>(p.mask.data).load(at) == 0) s = -kInfinity;
     } else {
-      s += widen(Global<const T>{static_cast<const T*>(p.mask.data)}.load(at));
+      s += load_float<T>(p.mask.data, p.mask_dtype, at);
     }
   }
   return s;

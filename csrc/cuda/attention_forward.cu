@@ -18,7 +18,7 @@ constexpr int kKeysOf = kWidth <= 128 ? 64 : 32;
 
 template <class T>
 TW_DEVICE Global<const T> rows_of(const View4& v, int64_t batch, int64_t head) {
-  return Global<const T>{static_cast<const T*>(v.data)} + (batch * v.stride[0] + head * v.stride[1]);
+  return global<T>(static_cast<const void*>(v.data)) + (batch * v.stride[0] + head * v.stride[1]);
 }
 
 struct RowState {
@@ -150,9 +150,7 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionParams p) {
     sum += shuffle_xor(sum, 1);
     sum += shuffle_xor(sum, 2);
     if (p.sinks.data != nullptr) {
-      float sink = p.sinks_dtype == DType::kFloat32
-                       ? Global<const float>{static_cast<const float*>(p.sinks.data)}.load(head * p.sinks.stride[0])
-                       : widen(Global<const T>{static_cast<const T*>(p.sinks.data)}.load(head * p.sinks.stride[0]));
+      float sink = load_float<T>(p.sinks.data, p.sinks_dtype, head * p.sinks.stride[0]);
       if (!kOptions) sink *= kLog2E;
       const float unit = kOptions ? kLog2E : 1.0f, joined = max_of(top, sink);
       const float base = joined == -kInfinity ? 0.0f : joined;
@@ -163,7 +161,7 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionParams p) {
     if (i >= s.seqlen_q) continue;
     const bool empty = sum == 0.0f;
     const float inverse = empty ? 0.0f : 1.0f / sum;
-    const Global<T> out = Global<T>{static_cast<T*>(p.out.data)} +
+    const Global<T> out = global<T>(p.out.data) +
                           (s.batch * p.out.stride[0] + head * p.out.stride[1] + (s.first_q + i) * p.out.stride[2]);
     TW_UNROLL for (int c = 0; c < kWidth / 8; ++c) TW_UNROLL for (int e = 0; e < 2; ++e) {
       const int column = 8 * c + 2 * (lane % 4) + e;
@@ -171,12 +169,12 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionParams p) {
     }
     if (lane % 4 != 0) continue;
     const float natural = kOptions ? top : top * kLn2;
-    Global<float>{static_cast<float*>(p.lse.data)}.store(
-        s.batch * p.lse.stride[0] + head * p.lse.stride[1] + (s.first_q + i) * p.lse.stride[2],
-        empty ? -kInfinity : natural + log_exact(sum));
+    global<float>(p.lse.data)
+        .store(s.batch * p.lse.stride[0] + head * p.lse.stride[1] + (s.first_q + i) * p.lse.stride[2],
+               empty ? -kInfinity : natural + log_exact(sum));
     if (p.row_stats.data == nullptr) continue;
     const Global<float> stats =
-        Global<float>{static_cast<float*>(p.row_stats.data)} +
+        global<float>(p.row_stats.data) +
         (s.batch * p.row_stats.stride[0] + head * p.row_stats.stride[1] + (s.first_q + i) * p.row_stats.stride[2]);
     stats.store(0, empty ? kInfinity : top);  // of an empty row every weight is 0
     stats.store(1, inverse);

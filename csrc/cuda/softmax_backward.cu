@@ -1,6 +1,5 @@
 // softmax and log_softmax, backward: dx = scale y (dy - sum(y dy)), and of log_softmax dx = scale (dy - exp(y) sum(dy)).
 // Rows are divided as in softmax_forward.cu. dx has x's strides.
-#include "softmax.h"
 #include "softmax_rows.h"
 
 namespace tilewright::gpu {
@@ -103,48 +102,26 @@ softmax_backward_across_kernel(TW_KERNEL_ARGUMENT SoftmaxLaunch l) {
   for (int64_t column = warp_index(); column < columns; column += warps) write<T, 1>(p, at, column, sum);
 }
 
-template <class T, int V>
-int run_rows(SoftmaxLaunch l, Stream stream) {
-  softmax_divide<V>(l);
-  const Dim3 grid = softmax_grid(l);
-  const int threads = softmax_block(l);
-  if (l.piece > 0) {
-    if (l.pieces == 1)
-      return launch("softmax_backward_looped", softmax_backward_looped_kernel<T, V, 0>, grid, threads, 128, stream, l);
-    if (const int e =
-            launch("softmax_backward_looped", softmax_backward_looped_kernel<T, V, 1>, grid, threads, 128, stream, l))
-      return e;
-    return launch("softmax_backward_looped", softmax_backward_looped_kernel<T, V, 2>, grid, threads, 128, stream, l);
-  }
-  if (l.lanes > kWarpSize)
-    return launch("softmax_backward", softmax_backward_kernel<T, V, true>, grid, threads, 128, stream, l);
-  return launch("softmax_backward", softmax_backward_kernel<T, V, false>, grid, threads, 128, stream, l);
-}
-
-template <class T>
-int run(const SoftmaxParams& p, Stream stream) {
-  SoftmaxLaunch l{p, softmax_row_count(p)};
-  if (l.rows == 0 || p.n == 0) return 0;
-  if (p.x_stride != 1 && p.n > 1) {
-    const int threads = softmax_across_block(p);
-    return launch("softmax_backward_across", softmax_backward_across_kernel<T>, softmax_across_grid(l), threads,
-                  threads * 4, stream, l);
-  }
-  const bool vectors = softmax_vectors(p, p.dx, p.x_row_stride, p.x_stride) &&
-                       softmax_vectors(p, p.y, p.y_row_stride, p.y_stride) &&
-                       softmax_vectors(p, p.dy, p.dy_row_stride, p.dy_stride);
-  return vectors ? run_rows<T, kSoftmaxVector<T>>(l, stream) : run_rows<T, 1>(l, stream);
-}
+struct Kernels {
+  static constexpr const char* kName = "softmax_backward";
+  static constexpr const char* kLoopedName = "softmax_backward_looped";
+  static constexpr const char* kAcrossName = "softmax_backward_across";
+  template <class T, int V, bool kBlock>
+  static constexpr auto kRows = softmax_backward_kernel<T, V, kBlock>;
+  template <class T, int V, int kPhase>
+  static constexpr auto kLooped = softmax_backward_looped_kernel<T, V, kPhase>;
+  template <class T>
+  static constexpr auto kAcross = softmax_backward_across_kernel<T>;
+  static constexpr int kAcrossBytes = 4;
+};
 
 }  // namespace
 
 int softmax_backward(const SoftmaxParams& p, Stream stream) {
-  switch (p.dtype) {
-    case DType::kFloat32: return run<float>(p, stream);
-    case DType::kFloat16: return run<Half>(p, stream);
-    case DType::kBFloat16: return run<BFloat16>(p, stream);
-    default: return kUnsupported;
-  }
+  const bool vectors = softmax_vectors(p, p.dx, p.x_row_stride, p.x_stride) &&
+                       softmax_vectors(p, p.y, p.y_row_stride, p.y_stride) &&
+                       softmax_vectors(p, p.dy, p.dy_row_stride, p.dy_stride);
+  return softmax_launch<Kernels>(p, vectors, stream);
 }
 
 }  // namespace tilewright::gpu

@@ -2,7 +2,6 @@
 // a warp, or a block. Wider ones are looped over, with a running maximum and sum (Milakov & Gimelshein, "Online
 // normalizer calculation for softmax", 2018), and read again to be written; a few very wide ones are cut into pieces for
 // several blocks, in two launches. Where columns are not neighbours in memory, a warp takes 32 rows that are.
-#include "softmax.h"
 #include "softmax_rows.h"
 
 namespace tilewright::gpu {
@@ -120,37 +119,18 @@ softmax_forward_across_kernel(TW_KERNEL_ARGUMENT SoftmaxLaunch l) {
   }
 }
 
-template <class T, int V>
-int run_rows(SoftmaxLaunch l, Stream stream) {
-  softmax_divide<V>(l);
-  const Dim3 grid = softmax_grid(l);
-  const int threads = softmax_block(l);
-  if (l.piece > 0) {
-    if (l.pieces == 1)
-      return launch("softmax_forward_looped", softmax_forward_looped_kernel<T, V, 0>, grid, threads, 128, stream, l);
-    if (const int e =
-            launch("softmax_forward_looped", softmax_forward_looped_kernel<T, V, 1>, grid, threads, 128, stream, l))
-      return e;
-    return launch("softmax_forward_looped", softmax_forward_looped_kernel<T, V, 2>, grid, threads, 128, stream, l);
-  }
-  if (l.lanes > kWarpSize)
-    return launch("softmax_forward", softmax_forward_kernel<T, V, true>, grid, threads, 128, stream, l);
-  return launch("softmax_forward", softmax_forward_kernel<T, V, false>, grid, threads, 128, stream, l);
-}
-
-template <class T>
-int run(const SoftmaxParams& p, Stream stream) {
-  SoftmaxLaunch l{p, softmax_row_count(p)};
-  if (l.rows == 0 || p.n == 0) return 0;
-  if (p.x_stride != 1 && p.n > 1) {
-    const int threads = softmax_across_block(p);
-    return launch("softmax_forward_across", softmax_forward_across_kernel<T>, softmax_across_grid(l), threads,
-                  threads * 8, stream, l);
-  }
-  const bool vectors =
-      softmax_vectors(p, p.x, p.x_row_stride, p.x_stride) && softmax_vectors(p, p.y, p.y_row_stride, p.y_stride);
-  return vectors ? run_rows<T, kSoftmaxVector<T>>(l, stream) : run_rows<T, 1>(l, stream);
-}
+struct Kernels {
+  static constexpr const char* kName = "softmax_forward";
+  static constexpr const char* kLoopedName = "softmax_forward_looped";
+  static constexpr const char* kAcrossName = "softmax_forward_across";
+  template <class T, int V, bool kBlock>
+  static constexpr auto kRows = softmax_forward_kernel<T, V, kBlock>;
+  template <class T, int V, int kPhase>
+  static constexpr auto kLooped = softmax_forward_looped_kernel<T, V, kPhase>;
+  template <class T>
+  static constexpr auto kAcross = softmax_forward_across_kernel<T>;
+  static constexpr int kAcrossBytes = 8;
+};
 
 }  // namespace
 
@@ -161,12 +141,9 @@ int64_t softmax_workspace(const SoftmaxParams& p) {
 }
 
 int softmax_forward(const SoftmaxParams& p, Stream stream) {
-  switch (p.dtype) {
-    case DType::kFloat32: return run<float>(p, stream);
-    case DType::kFloat16: return run<Half>(p, stream);
-    case DType::kBFloat16: return run<BFloat16>(p, stream);
-    default: return kUnsupported;
-  }
+  const bool vectors =
+      softmax_vectors(p, p.x, p.x_row_stride, p.x_stride) && softmax_vectors(p, p.y, p.y_row_stride, p.y_stride);
+  return softmax_launch<Kernels>(p, vectors, stream);
 }
 
 }  // namespace tilewright::gpu

@@ -6,6 +6,8 @@
 #include <primitives/number.h>
 
 #include "../common/params.h"
+#include "access.h"
+#include "softmax.h"
 
 namespace tilewright::gpu {
 
@@ -41,15 +43,6 @@ TW_DEVICE RowAt find_row(const SoftmaxParams& p, const int64_t (&third_stride)[k
   return at;
 }
 
-template <class T>
-TW_DEVICE Global<const T> global(const void* p) {
-  return {static_cast<const T*>(p)};
-}
-template <class T>
-TW_DEVICE Global<T> global(void* p) {
-  return {static_cast<T*>(p)};
-}
-
 // e^x for x <= 0. float32 results need the exact one: the hardware's 2^x would be given a rounded x log2(e).
 template <class T>
 TW_DEVICE float exp_of(float x) {
@@ -72,10 +65,8 @@ TW_DEVICE void load_scores(const SoftmaxParams& p, const RowAt& at, int64_t colu
     if (p.mask != nullptr && kept) {
       if (p.mask_dtype == DType::kBool)
         kept = global<uint8_t>(p.mask).load(m) != 0;
-      else if (p.mask_dtype == DType::kFloat32)
-        s[i] += global<float>(p.mask).load(m);
       else
-        s[i] += widen(global<T>(p.mask).load(m));
+        s[i] += load_float<T>(p.mask, p.mask_dtype, m);
     }
     if (!kept) s[i] = -kInfinity;
   }
@@ -199,6 +190,46 @@ inline Dim3 softmax_grid(const SoftmaxLaunch& l) {
 inline int softmax_across_block(const SoftmaxParams& p) { return p.n < 8 ? kWarpSize : 8 * kWarpSize; }
 inline Dim3 softmax_across_grid(const SoftmaxLaunch& l) {
   return {static_cast<int>((l.rows + kWarpSize - 1) / kWarpSize), 1, 1};
+}
+
+// Launches a call. Kernels has the names, and the kernels as variables: kRows<T, V, kBlock>, kLooped<T, V, kPhase> and
+// kAcross<T>, which needs kAcrossBytes of shared memory for each thread. vectors: whether all tensors can be read so.
+template <class Kernels, class T, int V>
+int softmax_launch_rows(SoftmaxLaunch l, Stream stream) {
+  softmax_divide<V>(l);
+  const Dim3 grid = softmax_grid(l);
+  const int threads = softmax_block(l);
+  const auto run = [&](const char* name, auto kernel) { return launch(name, kernel, grid, threads, 128, stream, l); };
+  if (l.piece > 0) {
+    if (l.pieces == 1) return run(Kernels::kLoopedName, Kernels::template kLooped<T, V, 0>);
+    if (const int error = run(Kernels::kLoopedName, Kernels::template kLooped<T, V, 1>)) return error;
+    return run(Kernels::kLoopedName, Kernels::template kLooped<T, V, 2>);
+  }
+  return l.lanes > kWarpSize ? run(Kernels::kName, Kernels::template kRows<T, V, true>)
+                             : run(Kernels::kName, Kernels::template kRows<T, V, false>);
+}
+
+template <class Kernels, class T>
+int softmax_launch_type(const SoftmaxLaunch& l, bool vectors, Stream stream) {
+  if (l.rows == 0 || l.call.n == 0) return 0;
+  if (l.call.x_stride != 1 && l.call.n > 1) {
+    const int threads = softmax_across_block(l.call);
+    return launch(Kernels::kAcrossName, Kernels::template kAcross<T>, softmax_across_grid(l), threads,
+                  threads * Kernels::kAcrossBytes, stream, l);
+  }
+  return vectors ? softmax_launch_rows<Kernels, T, kSoftmaxVector<T>>(l, stream)
+                 : softmax_launch_rows<Kernels, T, 1>(l, stream);
+}
+
+template <class Kernels>
+int softmax_launch(const SoftmaxParams& p, bool vectors, Stream stream) {
+  const SoftmaxLaunch l{p, softmax_row_count(p)};
+  switch (p.dtype) {
+    case DType::kFloat32: return softmax_launch_type<Kernels, float>(l, vectors, stream);
+    case DType::kFloat16: return softmax_launch_type<Kernels, Half>(l, vectors, stream);
+    case DType::kBFloat16: return softmax_launch_type<Kernels, BFloat16>(l, vectors, stream);
+    default: return kUnsupported;
+  }
 }
 
 }  // namespace tilewright::gpu

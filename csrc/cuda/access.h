@@ -1,0 +1,26 @@
+// Reading what a params struct points to.
+#pragma once
+
+#include <primitives/memory.h>
+#include <primitives/number.h>
+
+#include "../common/params.h"
+
+namespace tilewright::gpu {
+
+template <class T>
+TW_DEVICE Global<const T> global(const void* p) {
+  return {static_cast<const T*>(p)};
+}
+template <class T>
+TW_DEVICE Global<T> global(void* p) {
+  return {static_cast<T*>(p)};
+}
+
+// Of a tensor of float32 or, with any other dtype, of T.
+template <class T>
+TW_DEVICE float load_float(const void* p, DType dtype, int64_t i) {
+  return dtype == DType::kFloat32 ? global<float>(p).load(i) : widen(global<T>(p).load(i));
+}
+
+}  // namespace tilewright::gpu
