@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tilewright as tw
 
-from .measure import Bench, Built, Function, Item, distance
+from .measure import Bench, Built, Item, distance, of_mode
 
 SDPA = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
@@ -80,22 +80,12 @@ def _build(
             parts += [t[b, index] for t, index in zip(tensors, heads_of, strict=False)]
         return distance(parts, expected())
 
-    def train(make: Callable[[], Forward]) -> Callable[[], Function]:
-        def made() -> Function:
-            if mode == "forward":
-                return functools.partial(make(), q, k, v)
-            leaves = tuple(t.detach().requires_grad_() for t in (q, k, v))
-            out = make()(*leaves)
-            return lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True)
-
-        return made
-
     makers = forwards(bench, causal, seqlen, seqlen, group)
     makers["tilewright"] = lambda: functools.partial(
         tw.attention, causal="top_left" if causal else None, backend=bench.backend
     )
     order = ("tilewright", *(n for n in makers if n != "tilewright"))
-    return Built({n: train(makers[n]) for n in order}, error)
+    return Built({n: of_mode(mode, makers[n], (q, k, v), dout) for n in order}, error)
 
 
 def forwards(bench: Bench, causal: bool, seqlen_q: int, seqlen_k: int, group: int) -> dict[str, Callable[[], Forward]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import tilewright as tw
 
-from .measure import Bench, Built, Function, Item, distance
+from .measure import Bench, Built, Item, distance, of_mode
 
 #: Up to this many rows the weights are what is read, and the memory is the roof.
 FEW_ROWS = 16
@@ -72,19 +72,9 @@ def _build(bench: Bench, mode: str, rows: int, features: int, hidden: int, activ
     def error(result: Any) -> float:
         return distance(result if isinstance(result, tuple) else (result,), expected())
 
-    def train(make: Callable[[], Callable[..., Tensor]]) -> Callable[[], Function]:
-        def made() -> Function:
-            if mode == "forward":
-                return functools.partial(make(), x, w_in, w_out)
-            leaves = tuple(t.detach().requires_grad_() for t in (x, w_in, w_out))
-            out = make()(*leaves)
-            return lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True)
-
-        return made
-
     makers: dict[str, Callable[[], Callable[..., Tensor]]] = {
         "tilewright": lambda: functools.partial(tw.ffn, activation=activation, backend=bench.backend),
         "torch": lambda: chain,
         "compile": lambda: torch.compile(chain, dynamic=False),
     }
-    return Built({n: train(make) for n, make in makers.items()}, error)
+    return Built({n: of_mode(mode, make, (x, w_in, w_out), dout) for n, make in makers.items()}, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -57,6 +58,21 @@ class Built:
 
     providers: dict[str, Callable[[], Function]]
     error: Callable[[Any], float]
+
+
+def of_mode(
+    mode: str, make: Callable[[], Callable[..., Tensor]], tensors: tuple[Tensor, ...], gradient: Tensor
+) -> Callable[[], Function]:
+    """A provider of "forward", or "backward" from the output's gradient, of the function that ``make`` makes."""
+
+    def made() -> Function:
+        if mode == "forward":
+            return functools.partial(make(), *tensors)
+        leaves = tuple(t.detach().requires_grad_() for t in tensors)
+        out = make()(*leaves)
+        return lambda: torch.autograd.grad(out, leaves, gradient, retain_graph=True)
+
+    return made
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tilewright as tw
 
-from .measure import Bench, Built, Function, Item, distance
+from .measure import Bench, Built, Item, distance, of_mode
 
 WIDTHS = (256, 1024, 4096, 16384, 32768, 65536, 131072, 262144)
 #: Of x, so that the forward moves 512 MB.
@@ -49,16 +49,6 @@ def _build(bench: Bench, mode: str, rows: int, width: int) -> Built:
                 worst = d
         return worst
 
-    def train(make: Callable[[], Callable[[Tensor], Tensor]]) -> Callable[[], Function]:
-        def made() -> Function:
-            if mode == "forward":
-                return functools.partial(make(), x)
-            leaf = x.detach().requires_grad_()
-            y = make()(leaf)
-            return lambda: torch.autograd.grad(y, (leaf,), dy, retain_graph=True)
-
-        return made
-
     def plain(x: Tensor) -> Tensor:
         return torch.softmax(x, -1)
 
@@ -81,4 +71,4 @@ def _build(bench: Bench, mode: str, rows: int, width: int) -> Built:
         "liger": liger,
         "quack": quack,
     }
-    return Built({n: train(make) for n, make in makers.items()}, error)
+    return Built({n: of_mode(mode, make, (x,), dy) for n, make in makers.items()}, error)

@@ -37,14 +37,17 @@ std::string SharedMemory::where(size_t granule) const {
   return "shared byte " + std::to_string(granule * kGranule) + " of " + std::to_string(size_);
 }
 
+std::string SharedMemory::in_flight(size_t granule, const char* used) const {
+  const Granule& g = granules_[granule];
+  return where(granule) + " is " + used + " while an asynchronous copy of " + thread_name(g.copier) + " (line " +
+         std::to_string(g.copier_line) + ") may still be writing it";
+}
+
 std::optional<std::pair<Fault, std::string>> SharedMemory::read(const void* p, size_t bytes, int thread, Moment now) {
   const size_t offset = static_cast<size_t>(static_cast<const uint8_t*>(p) - bytes_.data());
   for (size_t i = offset / kGranule; i < (offset + bytes + kGranule - 1) / kGranule; ++i) {
     Granule& g = granules_[i];
-    if (g.copier != kNobody)
-      return std::pair(Fault::kCopyInFlight, where(i) + " is read while an asynchronous copy of " +
-                                                 thread_name(g.copier) + " (line " + std::to_string(g.copier_line) +
-                                                 ") may still be writing it");
+    if (g.copier != kNobody) return std::pair(Fault::kCopyInFlight, in_flight(i, "read"));
     if (g.writer == kNobody) return std::pair(Fault::kSharedUnwritten, where(i) + " is read, and nothing wrote it");
     if (!ordered(g.writer, g.written, thread, now))
       return std::pair(Fault::kSharedRace, where(i) + " is read, which " + thread_name(g.writer) + " wrote (line " +
@@ -67,10 +70,7 @@ std::optional<std::pair<Fault, std::string>> SharedMemory::write(const void* p, 
   const size_t offset = static_cast<size_t>(static_cast<const uint8_t*>(p) - bytes_.data());
   for (size_t i = offset / kGranule; i < (offset + bytes + kGranule - 1) / kGranule; ++i) {
     Granule& g = granules_[i];
-    if (g.copier != kNobody)
-      return std::pair(Fault::kCopyInFlight, where(i) + " is written while an asynchronous copy of " +
-                                                 thread_name(g.copier) + " (line " + std::to_string(g.copier_line) +
-                                                 ") may still be writing it");
+    if (g.copier != kNobody) return std::pair(Fault::kCopyInFlight, in_flight(i, "written"));
     if (g.writer != kNobody && !ordered(g.writer, g.written, thread, now))
       return std::pair(Fault::kSharedRace, where(i) + " is written, which " + thread_name(g.writer) +
                                                " wrote as well (line " + std::to_string(g.writer_line) +

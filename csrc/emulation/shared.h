@@ -54,6 +54,7 @@ class SharedMemory {
   static bool ordered(int before, Moment then, int thread, Moment now);
   static bool reads_ordered(const Granule& g, int thread, Moment now);
   std::string where(size_t granule) const;
+  std::string in_flight(size_t granule, const char* used) const;
 
   std::vector<uint8_t> bytes_;
   std::vector<Granule> granules_;
