@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import tilewright as tw
+from tilewright.backends import triton_attention
 from tilewright.verify.case import Case
-from tilewright.verify.cases import select_cases
+from tilewright.verify.cases import attention, select_cases, varlen_attention
 from tilewright.verify.run import run_case
 
 OPS = ("attention", "varlen_attention", "kvcache_attention")
@@ -52,6 +53,47 @@ def _cases() -> list[Case]:
 def test_cases_pass(case: Case) -> None:
     (record,) = run_case(case, ["triton"])
     assert record.status == "passed", record.problems
+
+
+#: Long enough for tiles to be copied by TMA (a GPU's are larger), with tails, and in layouts that it can read.
+N = 600 if torch.cuda.is_available() else 140
+LONG = (
+    attention.case("gqa", torch.bfloat16, batch=1, heads=2, heads_kv=1, seqlen_q=N, seqlen_k=N, memory="fused"),
+    attention.case("window", torch.float16, batch=2, heads=1, seqlen_q=N + 10, seqlen_k=N, window=(40, 10)),
+    varlen_attention.case("packed", torch.bfloat16, heads=2, lengths_q=[7, N], lengths_k=[N, 60], head_dim=24),
+)
+
+
+def _described(case: Case, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The boxes that a run of ``case``, forward and backward, copies by TMA."""
+    boxes: list[tuple[int, ...]] = []
+    describe = triton_attention.describe
+
+    def spy(t: torch.Tensor, block: tuple[int, ...]) -> object:
+        boxes.append(block)
+        return describe(t, block)
+
+    monkeypatch.setattr(triton_attention, "describe", spy)
+    (record,) = run_case(case, ["triton"])
+    assert record.status == "passed", record.problems
+    return boxes
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0), reason="TMA begins with Hopper"
+)
+@pytest.mark.parametrize("case", LONG, ids=lambda c: f"{c.op}/{c.name}")
+def test_long_sequences_are_copied_by_tma(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = _described(case, monkeypatch)
+    # K and V for the forward and for dQ, Q and dO for dK and dV, as often as a case is run.
+    assert boxes, "nothing was copied by TMA"
+    assert len(boxes) % 6 == 0, boxes
+
+
+def test_rows_that_tma_cannot_read_are_loaded_by_pointers(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"batch": 1, "heads": 1, "seqlen_q": N, "seqlen_k": N, "head_dim": 20}
+    # Rows of 20 elements do not all begin at multiples of 16 bytes.
+    assert not _described(attention.case("odd", torch.bfloat16, **sizes), monkeypatch)
 
 
 @pytest.fixture
