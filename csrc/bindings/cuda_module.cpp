@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "../cuda/attention.h"
 #include "../cuda/softmax.h"
 #include "params.h"
 
@@ -73,6 +74,8 @@ void add_kernel(py::module_& m, const char* name, int (*kernel)(const Params&, g
 PYBIND11_MODULE(TW_MODULE, m) {
   m.doc() = "CUDA C++ kernels over raw pointers. The public functions are in tilewright.";
   add_params(m);
+  add_kernel(m, "attention_forward", &gpu::attention_forward, &gpu::attention_forward_workspace,
+             TW_DESCRIBE(attention_forward));
   add_kernel(m, "softmax_forward", &gpu::softmax_forward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_forward));
   add_kernel(m, "softmax_backward", &gpu::softmax_backward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_backward));
 #ifdef TW_EMULATED

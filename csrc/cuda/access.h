@@ -1,4 +1,4 @@
-// Reading what a params struct points to.
+// Reading what a params struct points to, and refusing one.
 #pragma once
 
 #include <primitives/memory.h>
@@ -7,6 +7,9 @@
 #include "../common/params.h"
 
 namespace tilewright::gpu {
+
+// What launchers answer for a dtype that is not theirs.
+constexpr int kUnsupported = -1;
 
 template <class T>
 TW_DEVICE Global<const T> global(const void* p) {

@@ -3,7 +3,7 @@
 
 #include <primitives/launch.h>
 
-#include "../common/params.h"
+#include "access.h"
 
 namespace tilewright::gpu {
 

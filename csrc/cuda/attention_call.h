@@ -10,15 +10,40 @@ namespace tilewright::gpu {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
+// A call, and what its launcher found out. wide: all rows of q, k, v and dout begin at multiples of
+// 16 bytes; wide_out: those of out.
+struct AttentionLaunch {
+  AttentionParams call;
+  bool wide = false, wide_out = false;
+
+  template <class T>
+  static AttentionLaunch of(const AttentionParams& p) {
+    const auto wide = [](const View4& v) {
+      bool all = reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+      for (int d = 0; d < 3; ++d) all = all && v.stride[d] * int64_t{sizeof(T)} % 16 == 0;
+      return all;
+    };
+    return {p, wide(p.q) && wide(p.k) && wide(p.v) && wide(p.dout), wide(p.out)};
+  }
+};
+
+// Whether something happens to a score besides scaling. Then softmax works on logits; else on q . k itself, whose scale is
+// part of the exponential. (A sink is divided by it: a scale next to 0 would be too small for that.)
+inline bool has_options(const AttentionParams& p) {
+  return p.mask.data != nullptr || p.alibi_slopes.data != nullptr || p.softcap > 0.0 || p.rng != nullptr ||
+         p.scale < 1e-30;
+}
+
 // Sequence b: where its rows and keys begin in the packed tensors, and how many it has.
 struct Sequence {
-  int64_t batch, first_q, first_k;
+  int64_t b, batch;  // which it is, and which batch entry of the tensors it is in: 0 where they are packed
+  int64_t first_q, first_k;
   int seqlen_q, seqlen_k;
   int shift;  // query i stands at key i + shift
 };
 
 TW_DEVICE Sequence find_sequence(const AttentionParams& p, int b) {
-  Sequence s{b, 0, 0, static_cast<int>(p.seqlen_q), static_cast<int>(p.seqlen_k), 0};
+  Sequence s{b, b, 0, 0, static_cast<int>(p.seqlen_q), static_cast<int>(p.seqlen_k), 0};
   if (p.cu_seqlens_q != nullptr) {
     const Global<const int32_t> q{p.cu_seqlens_q}, k{p.cu_seqlens_k};
     s.batch = 0, s.first_q = q.load(b), s.first_k = k.load(b);
@@ -28,6 +53,32 @@ TW_DEVICE Sequence find_sequence(const AttentionParams& p, int b) {
   if (p.seqlens_k != nullptr) s.seqlen_k = Global<const int32_t>{p.seqlens_k}.load(b);
   s.shift = p.causal == Causal::kTopLeft ? 0 : s.seqlen_k - s.seqlen_q;
   return s;
+}
+
+// Where row i of one head of a sequence is; the keys and values of a cache may be in pages.
+template <class T>
+struct Rows {
+  Global<T> base;
+  int64_t stride = 0;
+  Global<const int32_t> pages;  // of the sequence
+  int64_t page_size = 1, page_stride = 0;
+
+  TW_DEVICE Global<T> operator()(int64_t i) const {
+    if (!pages) return base + i * stride;
+    return base + (pages.load(i / page_size) * page_stride + i % page_size * stride);
+  }
+};
+template <class T>
+TW_DEVICE Rows<T> find_rows(const View4& v, const Sequence& s, int64_t head, int64_t first) {
+  const Global<T> data{static_cast<T*>(v.data)};
+  return {data + (s.batch * v.stride[0] + head * v.stride[1] + first * v.stride[2]), v.stride[2], {}};
+}
+template <class T>
+TW_DEVICE Rows<T> find_key_rows(const AttentionParams& p, const View4& v, const Sequence& s, int64_t head) {
+  if (p.block_table == nullptr) return find_rows<T>(v, s, head, s.first_k);
+  const Global<T> data{static_cast<T*>(v.data)};
+  return {data + head * v.stride[1], v.stride[2], Global<const int32_t>{p.block_table} + s.b * p.block_table_stride,
+          p.page_size, v.stride[0]};
 }
 
 // Keys [lo, hi) that some of the queries first to last see, and [lo_all, hi_all) that all of them see. lo is a multiple
@@ -60,9 +111,6 @@ TW_DEVICE bool sees(const AttentionParams& p, const Sequence& s, int i, int j) {
 }
 
 TW_DEVICE float max_of(float a, float b) { return a > b ? a : b; }
-// The maximum of scores in units of log 2; nothing stays nothing.
-TW_DEVICE float scaled_maximum(float top, float factor) { return top == -kInfinity ? top : top * factor; }
-
 // tanh with full relative accuracy near 0 and no overflow.
 TW_DEVICE float tanh_of(float x) {
   const float square = x * x;
@@ -79,54 +127,88 @@ TW_DEVICE float tanh_of(float x) {
   return x < 0.0f ? -y : y;
 }
 
-// Of one query head: what the options add to its scores.
-struct Options {
-  float scale = 1.0f, softcap = 0.0f, slope = 0.0f;
-  int plane = 0;  // of dropout
+// A row of scores: query i of a head, and what ALiBi takes off for each key that it is away.
+struct Query {
+  int i = 0, head = 0;
+  float slope = 0.0f;
 
-  TW_DEVICE static Options of(const AttentionParams& p, int b, int head) {
-    Options o{static_cast<float>(p.scale), static_cast<float>(p.softcap)};
+  TW_DEVICE static Query of(const AttentionParams& p, const Sequence& s, int head, int i) {
+    Query q{i, head};
     if (p.alibi_slopes.data != nullptr)
-      o.slope = global<float>(p.alibi_slopes.data).load(b * p.alibi_slopes.stride[0] + head * p.alibi_slopes.stride[1]);
-    o.plane = static_cast<int>(b * p.heads + head);
-    return o;
+      q.slope =
+          global<float>(p.alibi_slopes.data).load(s.b * p.alibi_slopes.stride[0] + head * p.alibi_slopes.stride[1]);
+    return q;
   }
 };
 
-// The logit of query i and key j from q . k: capped, biased, masked; -inf where the mask says so. capped: tanh of it.
+// The logit of a query and key j from q . k: capped, biased, masked; -inf where the mask says so. capped: the tanh.
 template <class T>
-TW_DEVICE float logit(const AttentionParams& p, const Options& o, int b, int head, int i, int j, int shift, float s,
+TW_DEVICE float logit(const AttentionParams& p, const Sequence& s, const Query& q, int j, float x,
                       float* capped = nullptr) {
-  s *= o.scale;
-  if (o.softcap > 0.0f) {
-    const float t = tanh_of(s / o.softcap);
+  x *= static_cast<float>(p.scale);
+  if (p.softcap > 0.0) {
+    const float softcap = static_cast<float>(p.softcap), t = tanh_of(x / softcap);
     if (capped != nullptr) *capped = t;
-    s = o.softcap * t;
+    x = softcap * t;
   }
   if (p.alibi_slopes.data != nullptr) {
-    const int distance = i + shift - j;
-    s -= o.slope * static_cast<float>(distance < 0 ? -distance : distance);
+    const int distance = q.i + s.shift - j;
+    x -= q.slope * static_cast<float>(distance < 0 ? -distance : distance);
   }
   if (p.mask.data != nullptr) {
-    const int64_t at = b * p.mask.stride[0] + head * p.mask.stride[1] + i * p.mask.stride[2] + j * p.mask.stride[3];
+    const int64_t at =
+        s.b * p.mask.stride[0] + q.head * p.mask.stride[1] + q.i * p.mask.stride[2] + j * p.mask.stride[3];
     if (p.mask_dtype == DType::kBool) {
-      if (global<uint8_t>(p.mask.data).load(at) == 0) s = -kInfinity;
+      if (global<uint8_t>(p.mask.data).load(at) == 0) x = -kInfinity;
     } else {
-      s += load_float<T>(p.mask.data, p.mask_dtype, at);
+      x += load_float<T>(p.mask.data, p.mask_dtype, at);
     }
   }
-  return s;
+  return x;
 }
 
-// Two neighbours' random bits: columns j and j + 1, j even.
-struct Kept {
-  bool first, second;
+// Which weights dropout keeps; the same ones on every backend.
+struct Dropout {
+  bool on = false;
+  uint64_t seed = 0;
+  uint32_t offset = 0, threshold = 0;
+  float scale = 1.0f;  // of those that are kept
+
+  TW_DEVICE static Dropout of(const AttentionParams& p) {
+    if (p.rng == nullptr) return {};
+    const Global<const int64_t> rng{p.rng};
+    return {true, static_cast<uint64_t>(rng.load(0)), static_cast<uint32_t>(rng.load(1)),
+            dropout_threshold(p.dropout_p), static_cast<float>(dropout_scale(p.dropout_p))};
+  }
+
+  // Four lanes of a row have eight keys, for which it takes two draws of four; so each lane draws once for two of its rows
+  // and passes on what is another's. Bit e is for x[e] of a tile of scores, keys from `start` on, rows q[0] and q[1].
+  TW_DEVICE uint32_t kept(const AttentionParams& p, const Sequence& s, const Query (&q)[2], int start) const {
+    const int odd = lane_index() % 2;
+    const uint32_t mine =
+        draw(p, s, odd ? q[1].head : q[0].head, odd ? q[1].i : q[0].i, start / 4 + lane_index() % 4 / 2);
+    const uint32_t other = shuffle_xor(mine, 1);
+    const uint32_t rows[2] = {odd ? other : mine, odd ? mine : other};
+    return (rows[0] >> 2 * odd & 3) | (rows[1] >> 2 * odd & 3) << 2;
+  }
+  // The same where rows are keys, from `start` on, and columns queries: i and i + 1 of this lane.
+  TW_DEVICE uint32_t kept_transposed(const AttentionParams& p, const Sequence& s, int head, int i, int start) const {
+    const int g = lane_index() / 4, r = g % 4;
+    const uint32_t mine = draw(p, s, head, i + r % 2, start / 4 + 2 * (r / 2) + g / 4);
+    uint32_t bits = 0;
+    TW_UNROLL for (int e = 0; e < 4; ++e) bits |= (shuffle(mine, lane_index() + 4 * (e - r)) >> r & 1) << e;
+    return bits;
+  }
+
+ private:
+  // Of a query, four keys from 4 * fours on: a bit for each that is kept.
+  TW_DEVICE uint32_t draw(const AttentionParams& p, const Sequence& s, int head, int i, int fours) const {
+    const Philox4 r = philox(seed, static_cast<uint32_t>(fours), static_cast<uint32_t>(i),
+                             static_cast<uint32_t>(s.b * p.heads + head), offset);
+    uint32_t bits = 0;
+    TW_UNROLL for (int c = 0; c < 4; ++c) bits |= uint32_t{r.lane[c] >= threshold} << c;
+    return bits;
+  }
 };
-TW_DEVICE Kept kept_by_dropout(uint64_t seed, uint32_t offset, uint32_t threshold, int plane, int i, int j) {
-  const Philox4 r =
-      philox(seed, static_cast<uint32_t>(j) / 4, static_cast<uint32_t>(i), static_cast<uint32_t>(plane), offset);
-  return j % 4 == 0 ? Kept{r.lane[0] >= threshold, r.lane[1] >= threshold}
-                    : Kept{r.lane[2] >= threshold, r.lane[3] >= threshold};
-}
 
 }  // namespace tilewright::gpu

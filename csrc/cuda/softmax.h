@@ -3,11 +3,9 @@
 
 #include <primitives/launch.h>
 
-#include "../common/params.h"
+#include "access.h"
 
 namespace tilewright::gpu {
-
-constexpr int kUnsupported = -1;
 
 // Bytes that params.workspace has to have.
 int64_t softmax_workspace(const SoftmaxParams& params);

@@ -8,6 +8,7 @@
 namespace tilewright::gpu {
 
 // Four matrices of 8 x 8 elements of 16 bits: lane 8 n + i gives the address of row i of matrix n, a multiple of 16.
+// Elements of 32 bits come as pairs of them: 8 x 4.
 template <class T>
 TW_DEVICE void load_matrices(uint32_t (&out)[4], Shared<T> row, Here = {}) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row.p));

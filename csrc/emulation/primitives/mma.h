@@ -33,7 +33,6 @@ struct LoadMatrix {
 
 template <bool kTransposed, class T>
 void load_matrices(uint32_t (&out)[4], Shared<T> row, Here here) {
-  static_assert(sizeof(T) == 2);
   emulation::machine().check_shared(row.p, 16, false, here);
   LoadMatrix<kTransposed, 4> operand{reinterpret_cast<const uint8_t*>(row.p), out, here};
   emulation::machine().collective(kTransposed ? "load_matrices_transposed" : "load_matrices", kFullMask, &operand, here,
@@ -51,21 +50,26 @@ float half_of(uint32_t pair, int high) {
   return widen(T{static_cast<uint16_t>(high ? pair >> 16 : pair)});
 }
 
-// d (16 x 8) += a (16 x kDepth) b (kDepth x 8) in float, the products of a row and a column added in order. Written so
-// that a compiler makes vectors of d's rows.
+// Rounded toward zero.
+inline float cut(double x) {
+  const float nearest = static_cast<float>(x);
+  return std::fabs(double{nearest}) > std::fabs(x) ? float_of(bits_of(nearest) - 1) : nearest;
+}
+
+// d (16 x 8) += a (16 x kDepth) b (kDepth x 8). Products and their sum are exact here, and cut to float at the end, as Fasi
+// et al. found ("Numerical behavior of NVIDIA tensor cores", 2021); the hardware's sum of products of very different size
+// is cut too. Written so that a compiler makes vectors of d's rows.
 template <int kDepth>
 void multiply(const float (&a)[16][kDepth], const float (&b)[kDepth][8], const emulation::Machine::Operands& operands) {
-  float d[16][8];
-  for (int i = 0; i < 16; ++i) {
-    float row[8] = {};
-    for (int k = 0; k < kDepth; ++k)
-      for (int j = 0; j < 8; ++j) row[j] += a[i][k] * b[k][j];
-    for (int j = 0; j < 8; ++j) d[i][j] = row[j];
-  }
+  float* out[kWarpSize];
+  for (int l = 0; l < kWarpSize; ++l) out[l] = static_cast<const Multiply*>(operands[static_cast<size_t>(l)])->d;
   // Registers 0 to 3 of d hold rows g, g, g + 8, g + 8 and columns 2 t, 2 t + 1, 2 t, 2 t + 1: g = lane / 4, t = lane % 4.
-  for (int l = 0; l < kWarpSize; ++l) {
-    float* out = static_cast<const Multiply*>(operands[static_cast<size_t>(l)])->d;
-    for (int r = 0; r < 4; ++r) out[r] += d[l / 4 + 8 * (r / 2)][2 * (l % 4) + r % 2];
+  for (int i = 0; i < 16; ++i) {
+    double row[8];
+    for (int j = 0; j < 8; ++j) row[j] = double{out[i % 8 * 4 + j / 2][i / 8 * 2 + j % 2]};
+    for (int k = 0; k < kDepth; ++k)
+      for (int j = 0; j < 8; ++j) row[j] += double{a[i][k]} * double{b[k][j]};
+    for (int j = 0; j < 8; ++j) out[i % 8 * 4 + j / 2][i / 8 * 2 + j % 2] = cut(row[j]);
   }
 }
 
