@@ -4,7 +4,7 @@
 // results, rows g and g + 8 and columns 2 t and 2 t + 1.
 //
 // A step of a product is two chunks of 16 bytes deep: 16 numbers of 16 bits, 8 of float32. A float32 number is split in
-// two TF32 numbers of 11 bits; three of their four products keep all but about 2^-22 of the result.
+// two TF32 numbers of 11 bits, which leave at most its last bit; three products keep all but about 2^-22 of the result.
 #pragma once
 
 #include <primitives/copy.h>
@@ -87,7 +87,7 @@ struct Operand {
 };
 template <int kRegisters>
 struct Operand<float, kRegisters> {
-  uint32_t r[kRegisters], low[kRegisters];
+  uint32_t r[kRegisters], low[kRegisters], last[kRegisters];
 };
 template <class T>
 using Left = Operand<T, 4>;
@@ -99,7 +99,9 @@ TW_DEVICE void split(Operand<float, kRegisters>& x) {
   TW_UNROLL for (int i = 0; i < kRegisters; ++i) {
     const float whole = float_of(x.r[i]);
     x.r[i] = to_tf32(whole);
-    x.low[i] = to_tf32(whole - float_of(x.r[i]));
+    const float rest = whole - float_of(x.r[i]);
+    x.low[i] = to_tf32(rest);
+    x.last[i] = bits_of(rest - float_of(x.low[i]));
   }
 }
 // From the numbers, as they lie in memory.
@@ -168,14 +170,15 @@ TW_DEVICE Left<T> left_of_scores(const float (&x)[kTiles][4], int n) {
   }
 }
 
-// d (16 x 8) += a b.
-template <class T>
+// d (16 x 8) += a b. kWhole: with b to its last bit, where the result is as good as that bit.
+template <class T, bool kWhole = false>
 TW_DEVICE void multiply(float (&d)[4], const Left<T>& a, const Right<T>& b) {
   if constexpr (sizeof(T) == 2) {
     multiply_16x8x16<T>(d, a.r, b.r);
   } else {
     // Tensor cores cut off what does not fit into their sum, so a long sum is rounded here (Ootomo & Yokota 2022).
     float sum[4] = {};
+    if constexpr (kWhole) multiply_16x8x8(sum, a.r, b.last);
     multiply_16x8x8(sum, a.low, b.r);
     multiply_16x8x8(sum, a.r, b.low);
     multiply_16x8x8(sum, a.r, b.r);
@@ -208,8 +211,8 @@ TW_DEVICE void multiply_scores(float (&d)[kColumnTiles][4], const float (&scores
     TW_UNROLL for (int c = 0; c < kColumnTiles; c += 2) {
       Right<T> y0, y1;
       right_of_columns<true>(b, 8 * n, column + 8 * c, y0, y1);
-      multiply<T>(d[c], x, y0);
-      multiply<T>(d[c + 1], x, y1);
+      multiply<T, true>(d[c], x, y0);
+      multiply<T, true>(d[c + 1], x, y1);
     }
   }
 }
