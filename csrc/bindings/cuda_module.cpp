@@ -76,6 +76,8 @@ PYBIND11_MODULE(TW_MODULE, m) {
   add_params(m);
   add_kernel(m, "attention_forward", &gpu::attention_forward, &gpu::attention_forward_workspace,
              TW_DESCRIBE(attention_forward));
+  add_kernel(m, "attention_backward", &gpu::attention_backward, &gpu::attention_backward_workspace,
+             TW_DESCRIBE(attention_backward));
   add_kernel(m, "softmax_forward", &gpu::softmax_forward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_forward));
   add_kernel(m, "softmax_backward", &gpu::softmax_backward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_backward));
 #ifdef TW_EMULATED

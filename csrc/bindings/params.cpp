@@ -56,6 +56,7 @@ PyGetSetDef* attention_fields() {
       TW_FIELD(dmask),
       TW_FIELD(dsinks),
       TW_FIELD(block_table_stride),
+      TW_FIELD(workspace),
       {},
   };
   return fields;

@@ -95,6 +95,8 @@ struct AttentionParams {
   View4 k_new, v_new;
   int64_t seqlen_new = 0;
 
+  void* workspace = nullptr;  // CUDA: of as many bytes as the launcher's <name>_workspace() says
+
   // Backward. dlse joins the gradient as if lse were an output. dmask (strides as mask's broadcast: 0 where the mask
   // is broadcast) and dsinks are accumulated in float, or double when dtype is kFloat64, and arrive zeroed.
   View4 dout, dlse, dq, dk, dv, dmask, dsinks;

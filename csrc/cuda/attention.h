@@ -10,4 +10,12 @@ namespace tilewright::gpu {
 int64_t attention_forward_workspace(const AttentionParams& params);
 int attention_forward(const AttentionParams& params, Stream stream);
 
+// Every gradient that params has a place for: the kernels below, in this order.
+int64_t attention_backward_workspace(const AttentionParams& params);
+int attention_backward(const AttentionParams& params, Stream stream);
+int attention_backward_rows(const AttentionParams& params, Stream stream);  // dQ, and delta for the others
+int attention_backward_keys(const AttentionParams& params, Stream stream);  // dK, dV
+int attention_mask_gradient(const AttentionParams& params, Stream stream);
+int attention_sink_gradient(const AttentionParams& params, Stream stream);
+
 }  // namespace tilewright::gpu

@@ -10,30 +10,6 @@ namespace tilewright::gpu {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
-// A call, and what its launcher found out. wide: all rows of q, k, v and dout begin at multiples of
-// 16 bytes; wide_out: those of out.
-struct AttentionLaunch {
-  AttentionParams call;
-  bool wide = false, wide_out = false;
-
-  template <class T>
-  static AttentionLaunch of(const AttentionParams& p) {
-    const auto wide = [](const View4& v) {
-      bool all = reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
-      for (int d = 0; d < 3; ++d) all = all && v.stride[d] * int64_t{sizeof(T)} % 16 == 0;
-      return all;
-    };
-    return {p, wide(p.q) && wide(p.k) && wide(p.v) && wide(p.dout), wide(p.out)};
-  }
-};
-
-// Whether something happens to a score besides scaling. Then softmax works on logits; else on q . k itself, whose scale is
-// part of the exponential. (A sink is divided by it: a scale next to 0 would be too small for that.)
-inline bool has_options(const AttentionParams& p) {
-  return p.mask.data != nullptr || p.alibi_slopes.data != nullptr || p.softcap > 0.0 || p.rng != nullptr ||
-         p.scale < 1e-30;
-}
-
 // Sequence b: where its rows and keys begin in the packed tensors, and how many it has.
 struct Sequence {
   int64_t b, batch;  // which it is, and which batch entry of the tensors it is in: 0 where they are packed
@@ -99,6 +75,25 @@ TW_DEVICE KeyRange find_keys(const AttentionParams& p, const Sequence& s, int fi
   if (p.window_left >= 0) {
     r.lo = clamp(first + int64_t{s.shift} - p.window_left, 0, r.hi) / 16 * 16;
     r.lo_all = clamp(last + int64_t{s.shift} - p.window_left, 0, s.seqlen_k);
+  }
+  return r;
+}
+
+// Queries [lo, hi) that see some of the keys first to last, and [lo_all, hi_all) that see all of them.
+struct QueryRange {
+  int lo, hi, lo_all, hi_all;
+};
+
+TW_DEVICE QueryRange find_queries(const AttentionParams& p, const Sequence& s, int first, int last) {
+  QueryRange r{0, s.seqlen_q, 0, s.seqlen_q};
+  const int64_t right = p.causal != Causal::kNone ? 0 : p.window_right;
+  if (p.window_left >= 0) {
+    r.hi = clamp(last - int64_t{s.shift} + p.window_left + 1, 0, s.seqlen_q);
+    r.hi_all = clamp(first - int64_t{s.shift} + p.window_left + 1, 0, s.seqlen_q);
+  }
+  if (right >= 0) {
+    r.lo = clamp(first - int64_t{s.shift} - right, 0, r.hi);
+    r.lo_all = clamp(last - int64_t{s.shift} - right, 0, s.seqlen_q);
   }
   return r;
 }

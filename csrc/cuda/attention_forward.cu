@@ -3,7 +3,7 @@
 // A block of four warps has 64 query rows and goes over the keys that some of them see, tile by tile, with an online
 // softmax. The next tile is copied while this one is worked on. Tiles outside of the causal bound and the window are not
 // visited; tiles that neither cuts are worked on without comparisons.
-#include "attention.h"
+#include "attention_launch.h"
 #include "attention_softmax.h"
 
 namespace tilewright::gpu {
@@ -77,8 +77,7 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   const Matrix out_tile{memory + warp_row * kWidth};  // in place of this warp's rows of q
   TW_UNROLL for (int h = 0; h < 2; ++h) {
     RowState whole = state[h];
-    whole.sum += shuffle_xor(whole.sum, 1);
-    whole.sum += shuffle_xor(whole.sum, 2);
+    whole.sum = sum_of_quad(whole.sum);
     const RowEnd end = end_row<T, kOptions>(p, whole, head);
     TW_UNROLL for (int c = 0; c < kWidth / 8; ++c) out_tile.store_pair(
         lane / 4 + 8 * h, 8 * c + 2 * (lane % 4), out[c][2 * h] * end.scale, out[c][2 * h + 1] * end.scale);
@@ -89,40 +88,21 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
                  lane, kWarpSize);
 }
 
-template <class T, int kWidth, bool kOptions>
-int run_options(const AttentionParams& p, Stream stream) {
-  using S = Sizes<T, kWidth>;
-  const int64_t blocks = (p.seqlen_q + S::kRows - 1) / S::kRows;
-  const Dim3 grid{static_cast<int>(blocks * p.batch * p.heads), 1, 1};
-  return launch("attention_forward", attention_forward_kernel<T, kWidth, kOptions>, grid, S::kThreads, S::kShared,
-                stream, AttentionLaunch::of<T>(p));
-}
-
-template <class T, int kWidth>
-int run_width(const AttentionParams& p, Stream stream) {
-  return has_options(p) ? run_options<T, kWidth, true>(p, stream) : run_options<T, kWidth, false>(p, stream);
-}
-
-template <class T>
-int run(const AttentionParams& p, Stream stream) {
-  if (p.batch == 0 || p.heads == 0 || p.seqlen_q == 0) return 0;
-  const int64_t width = p.head_dim > p.head_dim_v ? p.head_dim : p.head_dim_v;
-  if (width <= 64) return run_width<T, 64>(p, stream);
-  if (width <= 128) return run_width<T, 128>(p, stream);
-  return run_width<T, 256>(p, stream);
-}
+struct Forward {
+  template <class T, int kWidth, bool kOptions>
+  static int run(const AttentionParams& p, Stream stream) {
+    using S = Sizes<T, kWidth>;
+    const int64_t blocks = (p.seqlen_q + S::kRows - 1) / S::kRows;
+    const Dim3 grid{static_cast<int>(blocks * p.batch * p.heads), 1, 1};
+    return launch("attention_forward", attention_forward_kernel<T, kWidth, kOptions>, grid, S::kThreads, S::kShared,
+                  stream, AttentionLaunch::of<T>(p));
+  }
+};
 
 }  // namespace
 
 int64_t attention_forward_workspace(const AttentionParams&) { return 0; }
 
-int attention_forward(const AttentionParams& p, Stream stream) {
-  switch (p.dtype) {
-    case DType::kFloat32: return run<float>(p, stream);
-    case DType::kFloat16: return run<Half>(p, stream);
-    case DType::kBFloat16: return run<BFloat16>(p, stream);
-    default: return kUnsupported;
-  }
-}
+int attention_forward(const AttentionParams& p, Stream stream) { return launch_instance<Forward>(p, stream); }
 
 }  // namespace tilewright::gpu

@@ -186,6 +186,12 @@ TW_DEVICE void multiply(float (&d)[4], const Left<T>& a, const Right<T>& b) {
   }
 }
 
+// The sum over the four lanes that share a row.
+TW_DEVICE float sum_of_quad(float x) {
+  x += shuffle_xor(x, 1);
+  return x + shuffle_xor(x, 2);
+}
+
 // d += a b^T, of a warp's 16 rows of a from `row` on and all rows of b that d has columns for.
 template <class T, int kWidth, int kTiles>
 TW_DEVICE void multiply_rows(float (&d)[kTiles][4], const Tile<T, kWidth>& a, int row, const Tile<T, kWidth>& b) {

@@ -63,6 +63,25 @@ void describe_attention_forward(const AttentionParams& p, int64_t, GlobalMemory&
   add_heads(memory, "row_stats", p.row_stats, DType::kFloat32, packed, p.batch, p.heads, rows, 2, 1, Use::kOutput);
 }
 
+void describe_attention_backward(const AttentionParams& p, int64_t workspace_bytes, GlobalMemory& memory) {
+  describe_attention_inputs(p, memory);
+  const bool packed = p.cu_seqlens_q != nullptr;
+  const int64_t rows = packed ? p.total_q : p.seqlen_q, keys = packed ? p.total_k : p.seqlen_k;
+  const auto add = [&](const char* name, const View4& v, DType dtype, int64_t heads, int64_t n, int64_t width,
+                       Use use) { add_heads(memory, name, v, dtype, packed, p.batch, heads, n, width, 1, use); };
+  add("out", p.out, p.dtype, p.heads, rows, p.head_dim_v, Use::kInput);
+  add("row_stats", p.row_stats, DType::kFloat32, p.heads, rows, 2, Use::kInput);
+  add("dout", p.dout, p.dtype, p.heads, rows, p.head_dim_v, Use::kInput);
+  add("dlse", p.dlse, DType::kFloat32, p.heads, rows, 1, Use::kInput);
+  add("dq", p.dq, p.dtype, p.heads, rows, p.head_dim, Use::kOutput);
+  add("dk", p.dk, p.dtype, p.heads_kv, keys, p.head_dim, Use::kOutput);
+  add("dv", p.dv, p.dtype, p.heads_kv, keys, p.head_dim_v, Use::kOutput);
+  const int64_t mask[4] = {p.batch, p.heads, p.seqlen_q, p.seqlen_k};
+  memory.add("dmask", p.dmask.data, sizeof(float), mask, p.dmask.stride, 4, Use::kOutput);
+  memory.add("dsinks", p.dsinks.data, sizeof(float), &p.heads, p.dsinks.stride, 1, Use::kOutput);
+  add_bytes(memory, "workspace", p.workspace, workspace_bytes, Use::kOutput);
+}
+
 void describe_softmax_forward(const SoftmaxParams& p, int64_t workspace_bytes, GlobalMemory& memory) {
   add_rows(memory, "x", p.x, p.dtype, p, p.x_row_stride, p.x_stride, Use::kInput);
   add_rows(memory, "mask", p.mask, p.mask_dtype, p, p.mask_row_stride, p.mask_stride, Use::kInput);

@@ -37,11 +37,13 @@ class Implementation:
 
 TABLE: dict[str, dict[str, str]] = {
     "attention": {
+        "cuda": "tilewright.backends.cuda:ATTENTION",
         "triton": "tilewright.backends.triton_attention:ATTENTION",
         "cpu": "tilewright.backends.cpu:ATTENTION",
         "reference": "tilewright.backends.reference:ATTENTION",
     },
     "varlen_attention": {
+        "cuda": "tilewright.backends.cuda:VARLEN_ATTENTION",
         "triton": "tilewright.backends.triton_attention:VARLEN_ATTENTION",
         "cpu": "tilewright.backends.cpu:VARLEN_ATTENTION",
         "reference": "tilewright.backends.reference:VARLEN_ATTENTION",

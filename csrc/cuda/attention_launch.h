@@ -1,0 +1,58 @@
+// From a call to the instance of a kernel that serves it.
+#pragma once
+
+#include "attention.h"
+#include "attention_call.h"
+
+namespace tilewright::gpu {
+
+// A call, and what its launcher found out. wide: all rows of q, k, v and dout begin at multiples of
+// 16 bytes; wide_out: those of what is written.
+struct AttentionLaunch {
+  AttentionParams call;
+  bool wide = false, wide_out = false;
+
+  template <class T>
+  static AttentionLaunch of(const AttentionParams& p) {
+    const auto wide = [](const View4& v) {
+      bool all = reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+      for (int d = 0; d < 3; ++d) all = all && v.stride[d] * int64_t{sizeof(T)} % 16 == 0;
+      return all;
+    };
+    return {p, wide(p.q) && wide(p.k) && wide(p.v) && wide(p.dout),
+            wide(p.out) && wide(p.dq) && wide(p.dk) && wide(p.dv)};
+  }
+};
+
+// Whether something happens to a score besides scaling. Then softmax works on logits; else on q . k itself, whose scale is
+// part of the exponential. (A sink is divided by it: a scale next to 0 would be too small for that.)
+inline bool has_options(const AttentionParams& p) {
+  return p.mask.data != nullptr || p.alibi_slopes.data != nullptr || p.softcap > 0.0 || p.rng != nullptr ||
+         p.scale < 1e-30;
+}
+
+// Kernel::run<T, kWidth, kOptions>(params, stream), kWidth being what head dims are padded to: the compile-time axes of
+// every attention kernel.
+template <class Kernel, class T, int kWidth>
+int launch_width(const AttentionParams& p, Stream stream) {
+  return has_options(p) ? Kernel::template run<T, kWidth, true>(p, stream)
+                        : Kernel::template run<T, kWidth, false>(p, stream);
+}
+template <class Kernel, class T>
+int launch_type(const AttentionParams& p, Stream stream) {
+  const int64_t width = p.head_dim > p.head_dim_v ? p.head_dim : p.head_dim_v;
+  if (width <= 64) return launch_width<Kernel, T, 64>(p, stream);
+  if (width <= 128) return launch_width<Kernel, T, 128>(p, stream);
+  return launch_width<Kernel, T, 256>(p, stream);
+}
+template <class Kernel>
+int launch_instance(const AttentionParams& p, Stream stream) {
+  switch (p.dtype) {
+    case DType::kFloat32: return launch_type<Kernel, float>(p, stream);
+    case DType::kFloat16: return launch_type<Kernel, Half>(p, stream);
+    case DType::kBFloat16: return launch_type<Kernel, BFloat16>(p, stream);
+    default: return kUnsupported;
+  }
+}
+
+}  // namespace tilewright::gpu

@@ -1,0 +1,148 @@
+// The gradient of a float mask: the sum of the gradients of the logits that an element was added to, by one block, in a
+// fixed order.
+#include "attention_gradient.h"
+#include "attention_launch.h"
+
+namespace tilewright::gpu {
+namespace {
+
+// A block has a tile of the mask, 16 rows to a warp; the operands lie in shared memory once: they are not read ahead.
+template <class T, int kWidth>
+struct Sizes {
+  static constexpr int kRowBytes = kWidth * int{sizeof(T)};
+  static constexpr int kRows = kRowBytes <= 512 ? 64 : 32, kThreads = 2 * kRows;
+  static constexpr int kKeys = kRowBytes <= 256 ? 64 : 16;
+  static constexpr int kShared = 2 * (kRows + kKeys) * kRowBytes;
+  static_assert(kShared <= 96 * 1024);
+};
+
+// Of the mask: how many of each it has, 1 where it is broadcast.
+struct MaskSizes {
+  int batch, heads, rows, keys;
+  TW_HOST_DEVICE explicit MaskSizes(const AttentionParams& p)
+      : batch(size(p.dmask.stride[0], p.batch)),
+        heads(size(p.dmask.stride[1], p.heads)),
+        rows(size(p.dmask.stride[2], p.seqlen_q)),
+        keys(size(p.dmask.stride[3], p.seqlen_k)) {}
+  TW_HOST_DEVICE static int size(int64_t stride, int64_t whole) { return stride == 0 ? 1 : static_cast<int>(whole); }
+};
+
+struct Span {
+  int begin, end;
+};
+
+template <class T, int kWidth>
+TW_KERNEL((Sizes<T, kWidth>::kThreads))
+attention_mask_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
+  using S = Sizes<T, kWidth>;
+  using Matrix = Tile<T, kWidth>;
+  constexpr int kRows = S::kRows, kKeys = S::kKeys;
+  const AttentionParams& p = l.call;
+  const MaskSizes mask(p);
+  const auto memory = shared_memory<T>();
+  const Matrix q_tile{memory}, dout_tile{memory + kRows * kWidth}, k_tile{memory + 2 * kRows * kWidth},
+      v_tile{memory + (2 * kRows + kKeys) * kWidth};
+  const int head_dim = static_cast<int>(p.head_dim), head_dim_v = static_cast<int>(p.head_dim_v);
+  const int lane = lane_index(), warp_row = 16 * warp_index(), key_tile = block_x(), row_tile = block_y();
+  // What is summed: one or all sequences and heads; tiles from the mask's own on, or all.
+  const int mask_b = block_z() / mask.heads, mask_head = block_z() % mask.heads;
+  const Span batch = mask.batch == 1 ? Span{0, static_cast<int>(p.batch)} : Span{mask_b, mask_b + 1};
+  const Span heads = mask.heads == 1 ? Span{0, static_cast<int>(p.heads)} : Span{mask_head, mask_head + 1};
+  const bool all_rows = mask.rows == 1, all_keys = mask.keys == 1;
+
+  const float unit = logit_unit<true>(p);
+  const Dropout dropout = Dropout::of(p);
+  float sum[kKeys / 8][4] = {};
+  for (int b = batch.begin; b < batch.end; ++b) {
+    const Sequence s = find_sequence(p, b);
+    const Span rows =
+        all_rows ? Span{0, s.seqlen_q} : Span{row_tile * kRows, clamp(row_tile * kRows + kRows, 0, s.seqlen_q)};
+    const Span keys =
+        all_keys ? Span{0, s.seqlen_k} : Span{key_tile * kKeys, clamp(key_tile * kKeys + kKeys, 0, s.seqlen_k)};
+    for (int head = heads.begin; head < heads.end; ++head)
+      for (int first = rows.begin; first < rows.end; first += kRows) {
+        const KeyRange range = find_keys(p, s, first, (first + kRows < s.seqlen_q ? first + kRows : s.seqlen_q) - 1);
+        for (int start = keys.begin; start < keys.end; start += kKeys) {
+          if (start + kKeys <= range.lo || start >= range.hi) continue;
+          const int64_t kv_head = head / (p.heads / p.heads_kv);
+          sync_block();  // the last tile has been read
+          q_tile.copy(kRows, find_rows<const T>(p.q, s, head, s.first_q), first, s.seqlen_q, head_dim, l.wide);
+          dout_tile.copy(kRows, find_rows<const T>(p.dout, s, head, s.first_q), first, s.seqlen_q, head_dim_v, l.wide);
+          k_tile.copy(kKeys, find_key_rows<const T>(p, p.k, s, kv_head), start, s.seqlen_k, head_dim, l.wide);
+          v_tile.copy(kKeys, find_key_rows<const T>(p, p.v, s, kv_head), start, s.seqlen_k, head_dim_v, l.wide);
+          commit_copies();
+          Query q[2];
+          RowTerms row[2];
+          TW_UNROLL for (int h = 0; h < 2; ++h) {
+            const int i = first + warp_row + lane / 4 + 8 * h;
+            q[h] = Query::of(p, s, head, i);
+            row[h] = load_terms(p, s, head, i);
+          }
+          wait_for_copies<0>();
+          sync_block();
+          float x[kKeys / 8][4] = {}, dx[kKeys / 8][4] = {};
+          multiply_rows(x, q_tile, warp_row, k_tile);
+          multiply_rows(dx, dout_tile, warp_row, v_tile);
+          TW_UNROLL for (int n = 0; n < kKeys / 8; ++n) {
+            const uint32_t kept = dropout.on ? dropout.kept(p, s, q, start + 8 * n) : 15;
+            TW_UNROLL for (int e = 0; e < 4; ++e) sum[n][e] +=
+                gradient<T, true>(p, s, q[e / 2], start + 8 * n + 2 * (lane % 4) + e % 2, row[e / 2], x[n][e], dx[n][e],
+                                  kept >> e & 1 ? dropout.scale : 0.0f, unit, true)
+                    .logit;
+          }
+        }
+      }
+  }
+
+  if (all_keys)  // into the row's first column
+    TW_UNROLL for (int h = 0; h < 2; ++h) {
+      float of_row = 0.0f;
+      TW_UNROLL for (int n = 0; n < kKeys / 8; ++n) of_row += sum[n][2 * h] + sum[n][2 * h + 1];
+      sum[0][2 * h] = sum_of_quad(of_row);
+    }
+  const auto parts = shared_memory<float>();  // of each warp, a float for each key
+  if (all_rows) {
+    sync_block();
+    TW_UNROLL for (int n = 0; n < kKeys / 8; ++n) TW_UNROLL for (int c = 0; c < 2; ++c) {
+      float of_key = sum[n][c] + sum[n][2 + c];
+      TW_UNROLL for (int step = 4; step < kWarpSize; step *= 2) of_key += shuffle_xor(of_key, step);
+      if (lane < 4) parts.store(warp_index() * kKeys + 8 * n + 2 * lane + c, of_key);
+    }
+    sync_block();
+  }
+  const Global<float> out = global<float>(p.dmask.data) + (mask_b * p.dmask.stride[0] + mask_head * p.dmask.stride[1]);
+  if (all_rows) {
+    for (int c = thread_index(); c < kKeys; c += block_threads()) {
+      float of_key = 0.0f;
+      for (int w = 0; w < S::kRows / 16; ++w) of_key += parts.load(w * kKeys + c);
+      if (key_tile * kKeys + c < mask.keys) out.store((key_tile * kKeys + c) * p.dmask.stride[3], of_key);
+    }
+    return;
+  }
+  TW_UNROLL for (int n = 0; n < kKeys / 8; ++n) TW_UNROLL for (int e = 0; e < 4; ++e) {
+    const int i = row_tile * kRows + warp_row + lane / 4 + 8 * (e / 2);
+    const int j = key_tile * kKeys + 8 * n + 2 * (lane % 4) + e % 2;
+    if (i < mask.rows && j < mask.keys) out.store(i * p.dmask.stride[2] + j * p.dmask.stride[3], sum[n][e]);
+  }
+}
+
+struct MaskGradient {
+  template <class T, int kWidth, bool kOptions>
+  static int run(const AttentionParams& p, Stream stream) {
+    if constexpr (!kOptions) return 0;  // a mask is an option
+    using S = Sizes<T, kWidth>;
+    const MaskSizes mask(p);
+    const Dim3 grid{(mask.keys + S::kKeys - 1) / S::kKeys, (mask.rows + S::kRows - 1) / S::kRows,
+                    mask.batch * mask.heads};
+    return launch("attention_mask_gradient", attention_mask_gradient_kernel<T, kWidth>, grid, S::kThreads, S::kShared,
+                  stream, AttentionLaunch::of<T>(p));
+  }
+};
+
+}  // namespace
+
+int attention_mask_gradient(const AttentionParams& p, Stream stream) {
+  return launch_instance<MaskGradient>(p, stream);
+}
+
+}  // namespace tilewright::gpu

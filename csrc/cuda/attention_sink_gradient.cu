@@ -1,0 +1,60 @@
+// The gradient of a head's sink: less the sum over its rows of the sink's weight times delta.
+#include "attention_gradient.h"
+#include "attention_launch.h"
+
+namespace tilewright::gpu {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <class T, bool kOptions>
+TW_KERNEL(kThreads)
+attention_sink_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
+  const AttentionParams& p = l.call;
+  const int head = block_x();
+  const float unit = logit_unit<kOptions>(p);
+  const float sink = load_float<T>(p.sinks.data, p.sinks_dtype, head * p.sinks.stride[0]) / unit;
+  float sum = 0.0f;
+  for (int b = 0; b < p.batch; ++b) {
+    const Sequence s = find_sequence(p, b);
+    for (int i = thread_index(); i < s.seqlen_q; i += kThreads) {
+      const RowTerms row = load_terms(p, s, head, i);
+      sum -= weight<T, kOptions>(sink, row.top, unit) * row.inverse * row.delta;
+    }
+  }
+  TW_UNROLL for (int step = kWarpSize / 2; step > 0; step /= 2) sum += shuffle_xor(sum, step);
+  const auto parts = shared_memory<float>();
+  if (lane_index() == 0) parts.store(warp_index(), sum);
+  sync_block();
+  if (thread_index() != 0) return;
+  sum = 0.0f;
+  for (int w = 0; w < kThreads / kWarpSize; ++w) sum += parts.load(w);
+  global<float>(p.dsinks.data).store(head * p.dsinks.stride[0], sum);
+}
+
+struct SinkGradient {
+  template <class T, int, bool kOptions>
+  static int run(const AttentionParams& p, Stream stream) {
+    return launch("attention_sink_gradient", attention_sink_gradient_kernel<T, kOptions>,
+                  {static_cast<int>(p.heads), 1, 1}, kThreads, kThreads / kWarpSize * int{sizeof(float)}, stream,
+                  AttentionLaunch::of<T>(p));
+  }
+};
+
+}  // namespace
+
+int attention_sink_gradient(const AttentionParams& p, Stream stream) {
+  return launch_instance<SinkGradient>(p, stream);
+}
+
+int64_t attention_backward_workspace(const AttentionParams& p) { return delta_bytes(p); }
+
+int attention_backward(const AttentionParams& p, Stream stream) {
+  int error = attention_backward_rows(p, stream);
+  if (error == 0 && (p.dk.data != nullptr || p.dv.data != nullptr)) error = attention_backward_keys(p, stream);
+  if (error == 0 && p.dmask.data != nullptr) error = attention_mask_gradient(p, stream);
+  if (error == 0 && p.dsinks.data != nullptr) error = attention_sink_gradient(p, stream);
+  return error;
+}
+
+}  // namespace tilewright::gpu
