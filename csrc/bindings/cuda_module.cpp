@@ -78,6 +78,8 @@ PYBIND11_MODULE(TW_MODULE, m) {
              TW_DESCRIBE(attention_forward));
   add_kernel(m, "attention_backward", &gpu::attention_backward, &gpu::attention_backward_workspace,
              TW_DESCRIBE(attention_backward));
+  add_kernel(m, "kvcache_attention", &gpu::kvcache_attention, &gpu::kvcache_attention_workspace,
+             TW_DESCRIBE(kvcache_attention));
   add_kernel(m, "softmax_forward", &gpu::softmax_forward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_forward));
   add_kernel(m, "softmax_backward", &gpu::softmax_backward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_backward));
 #ifdef TW_EMULATED

@@ -9,6 +9,10 @@ namespace tilewright::gpu {
 
 int64_t attention_forward_workspace(const AttentionParams& params);
 int attention_forward(const AttentionParams& params, Stream stream);
+int attention_decode(const AttentionParams& params, Stream stream);  // attention_forward's way for few queries
+
+int64_t kvcache_attention_workspace(const AttentionParams& params);
+int kvcache_attention(const AttentionParams& params, Stream stream);
 
 // Every gradient that params has a place for: the kernels below, in this order.
 int64_t attention_backward_workspace(const AttentionParams& params);

@@ -10,6 +10,8 @@ namespace tilewright::gpu {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
+TW_DEVICE int clamp(int64_t x, int low, int high) { return x < low ? low : x > high ? high : static_cast<int>(x); }
+
 // Sequence b: where its rows and keys begin in the packed tensors, and how many it has.
 struct Sequence {
   int64_t b, batch;  // which it is, and which batch entry of the tensors it is in: 0 where they are packed
@@ -26,7 +28,8 @@ TW_DEVICE Sequence find_sequence(const AttentionParams& p, int b) {
     s.seqlen_q = q.load(b + 1) - static_cast<int>(s.first_q);
     s.seqlen_k = k.load(b + 1) - static_cast<int>(s.first_k);
   }
-  if (p.seqlens_k != nullptr) s.seqlen_k = Global<const int32_t>{p.seqlens_k}.load(b);
+  // Lengths and pages that do not fit are cut down: on a GPU nobody has looked at them.
+  if (p.seqlens_k != nullptr) s.seqlen_k = clamp(Global<const int32_t>{p.seqlens_k}.load(b), 0, s.seqlen_k);
   s.shift = p.causal == Causal::kTopLeft ? 0 : s.seqlen_k - s.seqlen_q;
   return s;
 }
@@ -38,10 +41,11 @@ struct Rows {
   int64_t stride = 0;
   Global<const int32_t> pages;  // of the sequence
   int64_t page_size = 1, page_stride = 0;
+  int last_page = 0;
 
   TW_DEVICE Global<T> operator()(int64_t i) const {
     if (!pages) return base + i * stride;
-    return base + (pages.load(i / page_size) * page_stride + i % page_size * stride);
+    return base + (clamp(pages.load(i / page_size), 0, last_page) * page_stride + i % page_size * stride);
   }
 };
 template <class T>
@@ -53,8 +57,12 @@ template <class T>
 TW_DEVICE Rows<T> find_key_rows(const AttentionParams& p, const View4& v, const Sequence& s, int64_t head) {
   if (p.block_table == nullptr) return find_rows<T>(v, s, head, s.first_k);
   const Global<T> data{static_cast<T*>(v.data)};
-  return {data + head * v.stride[1], v.stride[2], Global<const int32_t>{p.block_table} + s.b * p.block_table_stride,
-          p.page_size, v.stride[0]};
+  return {data + head * v.stride[1],
+          v.stride[2],
+          Global<const int32_t>{p.block_table} + s.b * p.block_table_stride,
+          p.page_size,
+          v.stride[0],
+          static_cast<int>(p.num_pages) - 1};
 }
 
 // Keys [lo, hi) that some of the queries first to last see, and [lo_all, hi_all) that all of them see. lo is a multiple
@@ -62,8 +70,6 @@ TW_DEVICE Rows<T> find_key_rows(const AttentionParams& p, const View4& v, const 
 struct KeyRange {
   int lo, hi, lo_all, hi_all;
 };
-
-TW_DEVICE int clamp(int64_t x, int low, int high) { return x < low ? low : x > high ? high : static_cast<int>(x); }
 
 TW_DEVICE KeyRange find_keys(const AttentionParams& p, const Sequence& s, int first, int last) {
   KeyRange r{0, s.seqlen_k, 0, s.seqlen_k};

@@ -3,6 +3,7 @@
 // A block of four warps has 64 query rows and goes over the keys that some of them see, tile by tile, with an online
 // softmax. The next tile is copied while this one is worked on. Tiles outside of the causal bound and the window are not
 // visited; tiles that neither cuts are worked on without comparisons.
+#include "attention_decode.h"
 #include "attention_launch.h"
 #include "attention_softmax.h"
 
@@ -101,8 +102,10 @@ struct Forward {
 
 }  // namespace
 
-int64_t attention_forward_workspace(const AttentionParams&) { return 0; }
+int64_t attention_forward_workspace(const AttentionParams& p) { return is_decode(p) ? decode_bytes(p) : 0; }
 
-int attention_forward(const AttentionParams& p, Stream stream) { return launch_instance<Forward>(p, stream); }
+int attention_forward(const AttentionParams& p, Stream stream) {
+  return is_decode(p) ? attention_decode(p, stream) : launch_instance<Forward>(p, stream);
+}
 
 }  // namespace tilewright::gpu

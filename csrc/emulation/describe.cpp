@@ -35,11 +35,21 @@ void add_heads(GlobalMemory& memory, const char* name, const View4& v, DType dty
 
 // What forward and backward read: the operands, and what the options need.
 void describe_attention_inputs(const AttentionParams& p, GlobalMemory& memory) {
-  const bool packed = p.cu_seqlens_q != nullptr;
-  const int64_t rows = packed ? p.total_q : p.seqlen_q, keys = packed ? p.total_k : p.seqlen_k;
+  const bool packed = p.cu_seqlens_q != nullptr, paged = p.block_table != nullptr;
+  const int64_t rows = packed ? p.total_q : p.seqlen_q;
+  const int64_t keys = packed ? p.total_k : paged ? p.page_size : p.seqlen_k, places = paged ? p.num_pages : p.batch;
+  const Use cache = p.k_new.data != nullptr ? Use::kInOut : Use::kInput;
   add_heads(memory, "q", p.q, p.dtype, packed, p.batch, p.heads, rows, p.head_dim, 1, Use::kInput);
-  add_heads(memory, "k", p.k, p.dtype, packed, p.batch, p.heads_kv, keys, p.head_dim, 1, Use::kInput);
-  add_heads(memory, "v", p.v, p.dtype, packed, p.batch, p.heads_kv, keys, p.head_dim_v, 1, Use::kInput);
+  add_heads(memory, "k", p.k, p.dtype, packed, places, p.heads_kv, keys, p.head_dim, 1, cache);
+  add_heads(memory, "v", p.v, p.dtype, packed, places, p.heads_kv, keys, p.head_dim_v, 1, cache);
+  add_heads(memory, "k_new", p.k_new, p.dtype, false, p.batch, p.heads_kv, p.seqlen_new, p.head_dim, 1, Use::kInput);
+  add_heads(memory, "v_new", p.v_new, p.dtype, false, p.batch, p.heads_kv, p.seqlen_new, p.head_dim_v, 1, Use::kInput);
+  add_bytes(memory, "cache_seqlens", p.seqlens_k, p.batch * int64_t{sizeof(int32_t)}, Use::kInput);
+  if (paged) {
+    const int64_t table[2] = {p.batch, (p.seqlen_k + p.page_size - 1) / p.page_size};
+    const int64_t strides[2] = {p.block_table_stride, 1};
+    memory.add("block_table", p.block_table, sizeof(int32_t), table, strides, 2, Use::kInput);
+  }
   const int64_t mask[4] = {p.batch, p.heads, p.seqlen_q, p.seqlen_k};
   memory.add("mask", p.mask.data, static_cast<size_t>(size_of(p.mask_dtype)), mask, p.mask.stride, 4, Use::kInput);
   const int64_t slopes[2] = {p.batch, p.heads};
@@ -54,13 +64,18 @@ void describe_attention_inputs(const AttentionParams& p, GlobalMemory& memory) {
 
 }  // namespace
 
-void describe_attention_forward(const AttentionParams& p, int64_t, GlobalMemory& memory) {
+void describe_attention_forward(const AttentionParams& p, int64_t workspace_bytes, GlobalMemory& memory) {
   describe_attention_inputs(p, memory);
   const bool packed = p.cu_seqlens_q != nullptr;
   const int64_t rows = packed ? p.total_q : p.seqlen_q;
   add_heads(memory, "out", p.out, p.dtype, packed, p.batch, p.heads, rows, p.head_dim_v, 1, Use::kOutput);
   add_heads(memory, "lse", p.lse, DType::kFloat32, packed, p.batch, p.heads, rows, 1, 1, Use::kOutput);
   add_heads(memory, "row_stats", p.row_stats, DType::kFloat32, packed, p.batch, p.heads, rows, 2, 1, Use::kOutput);
+  add_bytes(memory, "workspace", p.workspace, workspace_bytes, Use::kOutput);
+}
+
+void describe_kvcache_attention(const AttentionParams& p, int64_t workspace_bytes, GlobalMemory& memory) {
+  describe_attention_forward(p, workspace_bytes, memory);
 }
 
 void describe_attention_backward(const AttentionParams& p, int64_t workspace_bytes, GlobalMemory& memory) {

@@ -49,6 +49,7 @@ TABLE: dict[str, dict[str, str]] = {
         "reference": "tilewright.backends.reference:VARLEN_ATTENTION",
     },
     "kvcache_attention": {
+        "cuda": "tilewright.backends.cuda:KVCACHE_ATTENTION",
         "triton": "tilewright.backends.triton_attention:KVCACHE_ATTENTION",
         "cpu": "tilewright.backends.cpu:KVCACHE_ATTENTION",
         "reference": "tilewright.backends.reference:KVCACHE_ATTENTION",

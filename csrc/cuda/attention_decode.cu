@@ -1,0 +1,183 @@
+#include "attention_decode.h"
+#include "attention_launch.h"
+#include "attention_softmax.h"
+
+namespace tilewright::gpu {
+namespace {
+
+// Each warp takes tiles of 16 keys of its own, in stages of its own, and waits for no other until the end.
+template <class T, int kWidth>
+struct Sizes {
+  static constexpr int kRowBytes = kWidth * int{sizeof(T)};
+  static constexpr int kWarps = kRowBytes <= 256 ? 4 : 2, kThreads = kWarps * kWarpSize;
+  static constexpr int kKeys = 16;
+  static constexpr int kStages = kRowBytes <= 128 ? 4 : kRowBytes <= 512 ? 2 : 1;
+  static constexpr int kQueries = kDecodeRows * kRowBytes;
+  static constexpr int kResults = kWarps * kDecodeRows * (kWidth + 2) * int{sizeof(float)};
+  static constexpr int kTiles = kWarps * kStages * 2 * kKeys * kRowBytes;
+  static constexpr int kShared = kQueries + (kTiles > kResults ? kTiles : kResults);
+  static_assert(kShared <= 96 * 1024);
+};
+
+struct DecodeLaunch {
+  AttentionLaunch l;
+  int splits = 1;
+};
+
+template <class T, int kWidth, bool kOptions>
+TW_KERNEL((Sizes<T, kWidth>::kThreads))
+attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
+  using S = Sizes<T, kWidth>;
+  using Matrix = Tile<T, kWidth>;
+  constexpr int kKeys = S::kKeys, kStages = S::kStages;
+  const AttentionParams& p = d.l.call;
+  const bool wide = d.l.wide;
+  const int group = static_cast<int>(p.heads / p.heads_kv), seqlen_q = static_cast<int>(p.seqlen_q);
+  const int rows = group * seqlen_q, blocks = (rows + kDecodeRows - 1) / kDecodeRows;
+  const int plane = block_x() / blocks, first = block_x() % blocks * kDecodeRows;
+  const int kv_head = plane % static_cast<int>(p.heads_kv);
+  const Sequence s = find_sequence(p, plane / static_cast<int>(p.heads_kv));
+  const auto head_of = [&](int64_t row) { return kv_head * group + static_cast<int>(row) / seqlen_q; };
+  const auto query_of = [&](int64_t row) { return static_cast<int>(row) % seqlen_q; };
+
+  // This block's keys: a part of what any of the queries sees, a multiple of 16.
+  KeyRange range = find_keys(p, s, 0, seqlen_q - 1);
+  const int part = (range.hi - range.lo + d.splits * kKeys - 1) / (d.splits * kKeys) * kKeys;
+  range.lo = range.lo + block_y() * part < range.hi ? range.lo + block_y() * part : range.hi;
+  range.hi = range.lo + part < range.hi ? range.lo + part : range.hi;
+
+  const int lane = lane_index(), warp = warp_index();
+  const auto memory = shared_memory<T>();
+  const auto mine = memory + (kDecodeRows + warp * kStages * 2 * kKeys) * kWidth;
+  const Matrix q_tile{memory};
+  const auto k_tile = [&](int stage) { return Matrix{mine + 2 * stage * kKeys * kWidth}; };
+  const auto v_tile = [&](int stage) { return Matrix{mine + (2 * stage + 1) * kKeys * kWidth}; };
+  const int head_dim = static_cast<int>(p.head_dim), head_dim_v = static_cast<int>(p.head_dim_v);
+  const auto k = find_key_rows<const T>(p, p.k, s, kv_head), v = find_key_rows<const T>(p, p.v, s, kv_head);
+  const auto start_of = [&](int tile) { return range.lo + (tile * S::kWarps + warp) * kKeys; };
+  const auto copy_keys = [&](int tile) {
+    if (start_of(tile) < range.hi) {
+      k_tile(tile % kStages).copy(kKeys, k, start_of(tile), range.hi, head_dim, wide, lane, kWarpSize);
+      v_tile(tile % kStages).copy(kKeys, v, start_of(tile), range.hi, head_dim_v, wide, lane, kWarpSize);
+    }
+    commit_copies();
+  };
+  q_tile.copy(
+      kDecodeRows, [&](int64_t row) { return find_rows<const T>(p.q, s, head_of(row), 0)(query_of(row)); }, first, rows,
+      head_dim, wide);
+  commit_copies();
+  TW_UNROLL for (int tile = 0; tile < kStages - 1; ++tile) copy_keys(tile);
+
+  const float unit = logit_unit<kOptions>(p);
+  const Dropout dropout = kOptions ? Dropout::of(p) : Dropout{};
+  Query q[2];
+  TW_UNROLL for (int h = 0; h < 2; ++h) {
+    const int row = first + lane / 4 + 8 * h;
+    q[h] = row < rows ? Query::of(p, s, head_of(row), query_of(row)) : Query{seqlen_q, 0, 0.0f};
+  }
+  wait_for_copies<kStages - 1>();
+  sync_block();
+  float out[kWidth / 8][4] = {};
+  RowState state[2];
+  for (int tile = 0; start_of(tile) < range.hi; ++tile) {
+    copy_keys(tile + kStages - 1);
+    wait_for_copies<kStages - 1>();
+    sync_warp();
+    const int start = start_of(tile);
+    float x[kKeys / 8][4] = {};
+    multiply_rows(x, q_tile, 0, k_tile(tile % kStages));
+    to_logits<T, kOptions>(x, p, s, q, start,
+                           start < range.lo_all || start + kKeys > range.hi_all || start + kKeys > range.hi);
+    to_weights<T, kOptions>(x, state, out, unit);
+    if (kOptions && dropout.on) drop(x, p, s, dropout, q, start);
+    multiply_scores(out, x, v_tile(tile % kStages));
+    sync_warp();  // the next copies go where this tile has been read
+  }
+
+  // What each warp found lies side by side, then all threads merge it.
+  wait_for_copies<0>();
+  sync_block();
+  const auto results = shared_memory<float>(S::kQueries);
+  const auto result = [&](int w, int row) { return results + (w * kDecodeRows + row) * (kWidth + 2); };
+  TW_UNROLL for (int h = 0; h < 2; ++h) {
+    const auto at = result(warp, lane / 4 + 8 * h);
+    const float sum = sum_of_quad(state[h].sum);
+    if (lane % 4 == 0) at.store(0, state[h].top), at.store(1, sum);
+    TW_UNROLL for (int c = 0; c < kWidth / 8; ++c) TW_UNROLL for (int e = 0; e < 2; ++e)
+        at.store(2 + 8 * c + 2 * (lane % 4) + e, out[c][2 * h + e]);
+  }
+  sync_block();
+  for (int r = warp; r < kDecodeRows && first + r < rows; r += S::kWarps) {
+    const Query one{query_of(first + r), head_of(first + r)};
+    RowState whole;
+    for (int w = 0; w < S::kWarps; ++w) whole.top = max_of(whole.top, result(w, r).load(0));
+    float rescale[S::kWarps];
+    TW_UNROLL for (int w = 0; w < S::kWarps; ++w) {
+      rescale[w] = rescaled<T, kOptions>(result(w, r).load(0), finite(whole.top), unit);
+      whole.sum += result(w, r).load(1) * rescale[w];
+    }
+    const auto weighted = [&](int column) {
+      float sum = 0.0f;
+      TW_UNROLL for (int w = 0; w < S::kWarps; ++w) sum += result(w, r).load(2 + column) * rescale[w];
+      return sum;
+    };
+    if (d.splits > 1) {
+      const int64_t row = (s.b * p.heads + one.head) * p.seqlen_q + one.i;
+      const Global<float> at = global<float>(p.workspace) + (row * d.splits + block_y()) * part_floats(p);
+      if (lane == 0) at.store(0, whole.top), at.store(1, whole.sum);
+      for (int c = lane; c < head_dim_v; c += kWarpSize) at.store(2 + c, weighted(c));
+      continue;
+    }
+    const RowEnd end = end_row<T, kOptions>(p, whole, one.head);
+    if (lane == 0) store_statistics(p, s, one, end);
+    const Global<T> to = find_rows<T>(p.out, s, one.head, 0)(one.i);
+    for (int c = lane; c < head_dim_v; c += kWarpSize) to.store(c, narrow<T>(weighted(c) * end.scale));
+  }
+}
+
+// A warp for each row: block_x counts (B, H, Sq).
+template <class T, bool kOptions>
+TW_KERNEL(kWarpSize)
+attention_merge_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
+  const AttentionParams& p = d.l.call;
+  const int plane = block_x() / static_cast<int>(p.seqlen_q);
+  const Query q{block_x() % static_cast<int>(p.seqlen_q), plane % static_cast<int>(p.heads)};
+  const Sequence s = find_sequence(p, plane / static_cast<int>(p.heads));
+  const float unit = logit_unit<kOptions>(p);
+  const Global<const float> parts =
+      global<float>(static_cast<const void*>(p.workspace)) + int64_t{block_x()} * d.splits * part_floats(p);
+  RowState whole;
+  for (int i = 0; i < d.splits; ++i) whole.top = max_of(whole.top, parts.load(i * part_floats(p)));
+  const auto rescale = [&](int i) {
+    return rescaled<T, kOptions>(parts.load(i * part_floats(p)), finite(whole.top), unit);
+  };
+  for (int i = 0; i < d.splits; ++i) whole.sum += parts.load(i * part_floats(p) + 1) * rescale(i);
+  const RowEnd end = end_row<T, kOptions>(p, whole, q.head);
+  if (thread_index() == 0) store_statistics(p, s, q, end);
+  const Global<T> out = find_rows<T>(p.out, s, q.head, 0)(q.i);
+  for (int c = thread_index(); c < p.head_dim_v; c += kWarpSize) {
+    float sum = 0.0f;
+    for (int i = 0; i < d.splits; ++i) sum += parts.load(i * part_floats(p) + 2 + c) * rescale(i);
+    out.store(c, narrow<T>(sum * end.scale));
+  }
+}
+
+struct Decode {
+  template <class T, int kWidth, bool kOptions>
+  static int run(const AttentionParams& p, Stream stream) {
+    using S = Sizes<T, kWidth>;
+    const DecodeLaunch d{AttentionLaunch::of<T>(p), decode_splits(p)};
+    const int64_t blocks = (decode_rows(p) + kDecodeRows - 1) / kDecodeRows * p.batch * p.heads_kv;
+    const int error = launch("attention_decode", attention_decode_kernel<T, kWidth, kOptions>,
+                             {static_cast<int>(blocks), d.splits, 1}, S::kThreads, S::kShared, stream, d);
+    if (error != 0 || d.splits == 1) return error;
+    return launch("attention_merge", attention_merge_kernel<T, kOptions>,
+                  {static_cast<int>(p.batch * p.heads * p.seqlen_q), 1, 1}, kWarpSize, 0, stream, d);
+  }
+};
+
+}  // namespace
+
+int attention_decode(const AttentionParams& p, Stream stream) { return launch_instance<Decode>(p, stream); }
+
+}  // namespace tilewright::gpu
