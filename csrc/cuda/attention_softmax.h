@@ -1,10 +1,10 @@
 // Softmax over tiles of scores in registers, tile by tile (Milakov & Gimelshein 2018; Dao et al. 2022).
 //
-// A lane has two rows, h = 0 and 1, as in tile.h: elements 2 h and 2 h + 1 of each tile of scores.
+// A lane has two rows, h = 0 and 1, as in operand.h: elements 2 h and 2 h + 1 of each tile of scores.
 #pragma once
 
 #include "attention_call.h"
-#include "tile.h"
+#include "operand.h"
 
 namespace tilewright::gpu {
 

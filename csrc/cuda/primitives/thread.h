@@ -10,6 +10,9 @@
 #define TW_DEVICE __device__ __forceinline__
 // Before a loop over registers, whose indices have to be constants.
 #define TW_UNROLL _Pragma("unroll")
+// So many times, where the loop's registers do not depend on its counter: what is left of it saves time in the compiler.
+#define TW_UNROLL_BY(times) TW_PRAGMA(unroll times)
+#define TW_PRAGMA(text) _Pragma(#text)
 #define TW_KERNEL_ARGUMENT const __grid_constant__
 
 namespace tilewright::gpu {

@@ -8,6 +8,7 @@
 #define TW_KERNEL(max_threads) void
 #define TW_DEVICE inline
 #define TW_UNROLL
+#define TW_UNROLL_BY(times)
 #define TW_KERNEL_ARGUMENT const
 
 namespace tilewright::gpu {
