@@ -22,11 +22,9 @@ bool cuda_serves(int major, int minor) {
   std::istringstream targets(cuda_targets());
   for (std::string target; targets >> target;) {
     const size_t underscore = target.find('_');
+    const int number = std::stoi(target.substr(underscore + 1)), own = 10 * major + minor;
     const bool is_ptx = target.substr(0, underscore) == "compute", is_exact = target.back() == 'a';
-    const int number = std::stoi(target.substr(underscore + 1));
-    if (is_ptx ? number <= 10 * major + minor : is_exact ? number == 10 * major + minor
-                                              : number / 10 == major && number % 10 <= minor)
-      return true;
+    if (number == own || (!is_exact && number < own && (is_ptx || number / 10 == major))) return true;
   }
   return false;
 }
