@@ -25,6 +25,8 @@ sys.modules[_spec.name] = machine_code
 _spec.loader.exec_module(machine_code)
 
 STEMS: list[str] = machine_code.stems()
+#: Instances in a source, for one architecture.
+INSTANCES = 40
 #: Sources whose kernels multiply matrices, and the beginnings of the names of those kernels that do not.
 MATRIX_SOURCES = ("attention", "kvcache_attention", "varlen_attention", "ffn")
 WITHOUT_PRODUCTS: tuple[str, ...] = ()
@@ -62,6 +64,12 @@ def test_the_table_is_of_these_sources(stem: str) -> None:
     assert found["fingerprint"] == machine_code.fingerprint(stem), f"{stem} changed, or what it includes; {WRITE}"
     assert sorted(found["rows"]) == ["sm_80", "sm_90"]
     assert len({tuple(kernels) for kernels in found["rows"].values()}) == 1, "every kernel is for every architecture"
+
+
+def test_the_budget_of_instances() -> None:
+    counts = {stem: max(map(len, table(stem)["rows"].values())) for stem in STEMS}
+    above = {stem: count for stem, count in counts.items() if count > INSTANCES}
+    assert not above, f"more than {INSTANCES} kernels in a source compile for too long: split {above} (docs/cuda.md)"
 
 
 def test_limits_of_registers_and_local_memory() -> None:
