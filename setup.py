@@ -1,11 +1,13 @@
 """Builds the compiled modules with CMake and Ninja. Everything else about the package is in pyproject.toml.
 
 A module that cannot be built is left out with one warning, and the install succeeds: the other backends do not need it.
-TILEWRIGHT_CPU=0 leaves the CPU module out, TILEWRIGHT_CPU=1 makes its failure an error; TILEWRIGHT_CUDA_EMULATED is the
-same for the emulator that runs the CUDA kernels on any machine.
+TILEWRIGHT_CPU=0 leaves the CPU module out, TILEWRIGHT_CPU=1 makes its failure an error; TILEWRIGHT_CUDA is the same for
+the module of CUDA kernels, and TILEWRIGHT_CUDA_EMULATED for the emulator that runs them on any machine.
+TILEWRIGHT_CUDA_ARCHS="80;90a" says what the CUDA kernels are compiled for: docs/cuda.md.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,9 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-TARGETS = {"cpu": "tilewright._cpu", "cuda_emulated": "tilewright._cuda_emulated"}
+TARGETS = {"cpu": "tilewright._cpu", "cuda_emulated": "tilewright._cuda_emulated", "cuda": "tilewright._cuda"}
+#: What CUDA kernels are compiled for where there is no GPU to ask, and the oldest that they are written for.
+DEFAULT_ARCHITECTURES, OLDEST_ARCHITECTURE = ["80", "90a"], 80
 REMAINING = "the triton and reference backends work without it"
 
 
@@ -31,6 +35,68 @@ def requested(target: str) -> bool | None:
     if value not in ("", "0", "1"):
         raise SystemExit(f"{name}={value!r}: accepted are 0 (leave it out), 1 (fail if it cannot be built) and unset")
     return None if value == "" else value == "1"
+
+
+def requested_architectures() -> list[str]:
+    """TILEWRIGHT_CUDA_ARCHS as a list, which is empty if it is unset."""
+    value = os.environ.get("TILEWRIGHT_CUDA_ARCHS", "")
+    names = [name.strip() for name in re.split("[;,]", value)] if value else []
+    for name in names:
+        if not re.fullmatch(r"\d{2,3}[af]?", name) or int(name.rstrip("af")) < OLDEST_ARCHITECTURE:
+            raise SystemExit(
+                f"TILEWRIGHT_CUDA_ARCHS={value!r}: {name!r} is no architecture that the CUDA kernels are written "
+                f"for; accepted are unset and numbers from {OLDEST_ARCHITECTURE} on, with an a or f if wanted: '80;90a'"
+            )
+    return list(dict.fromkeys(names))
+
+
+def find_nvcc(path: str) -> str:
+    named, home = os.environ.get("CUDACXX"), os.environ.get("CUDA_HOME")
+    if named:
+        candidates = [named]
+    else:
+        candidates = [*([str(Path(home, "bin", "nvcc"))] if home else []), "nvcc", "/usr/local/cuda/bin/nvcc"]
+    found = next(filter(None, (shutil.which(c, path=path) for c in candidates)), None)
+    if found is None:
+        raise LeftOut(f"nvcc was not found (looked for {', '.join(candidates)})")
+    return found
+
+
+def gpu_architectures() -> list[str]:
+    """Those of this machine's GPUs; none without nvidia-smi, or if it does not answer."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    numbers = sorted({int(major + minor) for major, minor in re.findall(r"^\s*(\d+)\.(\d)\s*$", answer, re.MULTILINE)})
+    # The a is for what only Hopper has.
+    return ["90a" if n == 90 else str(n) for n in numbers if n >= OLDEST_ARCHITECTURE]
+
+
+def cuda_architectures(nvcc: str) -> list[str]:
+    """What is asked for, else what the GPUs here are, else the default."""
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=False).stdout
+    known = set(re.findall(r"sm_(\d+)", listed))
+    if not known:
+        raise LeftOut(f"{nvcc} does not say what it compiles for (nvcc --list-gpu-code)")
+    asked = requested_architectures()
+    unknown = [a for a in asked if a.rstrip("af") not in known]
+    if unknown:
+        names = ", ".join(sorted(known, key=int))
+        raise SystemExit(f"TILEWRIGHT_CUDA_ARCHS: {nvcc} does not know {', '.join(unknown)}; it compiles for {names}")
+    # A GPU newer than this nvcc runs the PTX that is always included.
+    found = [a for a in gpu_architectures() if a.rstrip("af") in known]
+    return asked or found or [a for a in DEFAULT_ARCHITECTURES if a.rstrip("af") in known]
+
+
+def options_of(target: str, env: dict[str, str]) -> list[str]:
+    """What CMake needs to know besides the target's name."""
+    if target != "cuda":
+        return []
+    nvcc = find_nvcc(env["PATH"])
+    architectures = ";".join(cuda_architectures(nvcc))
+    return ["-DTILEWRIGHT_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DTILEWRIGHT_CUDA_ARCHS={architectures}"]
 
 
 def run_shown(command: list[str], env: dict[str, str]) -> None:
@@ -67,6 +133,7 @@ def cmake_build(target: str) -> Path:
     configure += [
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=env['PATH'])}",
+        *options_of(target, env),
     ]
     run_shown(configure, env)
     run_shown(["cmake", "--build", str(folder), "--target", f"_{target}"], env)
@@ -76,8 +143,10 @@ def cmake_build(target: str) -> Path:
 class CMakeBuild(build_ext):
     def run(self) -> None:
         missing: dict[str, str] = {}
+        requests = {target: requested(target) for target in TARGETS}
+        requested_architectures()  # a mistake in a variable is said before anything is compiled
         for target, module in TARGETS.items():
-            wanted = requested(target)
+            wanted = requests[target]
             try:
                 if wanted is False:
                     raise LeftOut(f"TILEWRIGHT_{target.upper()}=0 was set when the package was built")

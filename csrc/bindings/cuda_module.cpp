@@ -6,12 +6,19 @@
 #include <cstdlib>
 #include <string>
 
+#ifndef TW_EMULATED
+#define TW_DECLARATIONS  // what of the headers a host compiler understands
+#endif
 #include "../cuda/attention.h"
 #include "../cuda/softmax.h"
 #include "params.h"
 
 #ifdef TW_EMULATED
 #include "../emulation/describe.h"
+#else
+#include <pybind11/stl.h>
+
+#include "cuda_devices.h"
 #endif
 
 namespace tilewright {
@@ -22,8 +29,7 @@ std::string explain(int code) {
 #ifdef TW_EMULATED
   return "code " + std::to_string(code);
 #else
-  const auto error = static_cast<cudaError_t>(code);
-  return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
+  return explain_cuda(code);
 #endif
 }
 
@@ -85,6 +91,11 @@ PYBIND11_MODULE(TW_MODULE, m) {
 #ifdef TW_EMULATED
   m.def("set_seed", [](uint64_t seed) { g_seed = seed; }, "Of the order in which blocks, warps and lanes run.");
   py::register_exception<emulation::KernelFault>(m, "KernelFault", PyExc_RuntimeError);
+#else
+  m.def("targets", &cuda_targets, "What it was built for, such as 'sm_80 sm_90a compute_80'.");
+  m.def("cuda_version", &cuda_version, "Of the CUDA runtime in it.");
+  m.def("serves", &cuda_serves, py::arg("major"), py::arg("minor"), "Whether it has code for a compute capability.");
+  m.def("unusable", &cuda_unusable, "Why none of this machine's GPUs can run it, or None.");
 #endif
 }
 

@@ -1,16 +1,19 @@
 // Reading what a params struct points to, and refusing one.
 #pragma once
 
+#include "../common/params.h"
+
+#ifndef TW_DECLARATIONS
 #include <primitives/memory.h>
 #include <primitives/number.h>
-
-#include "../common/params.h"
+#endif
 
 namespace tilewright::gpu {
 
 // What launchers answer for a dtype that is not theirs.
 constexpr int kUnsupported = -1;
 
+#ifndef TW_DECLARATIONS
 template <class T>
 TW_DEVICE Global<const T> global(const void* p) {
   return {static_cast<const T*>(p)};
@@ -25,5 +28,6 @@ template <class T>
 TW_DEVICE float load_float(const void* p, DType dtype, int64_t i) {
   return dtype == DType::kFloat32 ? global<float>(p).load(i) : widen(global<T>(p).load(i));
 }
+#endif
 
 }  // namespace tilewright::gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -74,6 +75,8 @@ def test_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     wheel, _ = build("wheel", tmp_path / "dist", TILEWRIGHT_CPU="1")
     names = zipfile.ZipFile(wheel).namelist()
     assert any(n.startswith("tilewright/_cpu.") for n in names)
+    if shutil.which("nvcc") and os.environ.get("TILEWRIGHT_CUDA") != "0":
+        assert any(n.startswith("tilewright/_cuda.") for n in names)
     assert "tilewright/triton_kernels/__init__.py" in names
     assert "tilewright/py.typed" in names
     assert not [n for n in names if n.split("/")[0] in ("triton_kernels", "tests", "csrc", "benchmarks")]

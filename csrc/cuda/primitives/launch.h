@@ -1,14 +1,18 @@
-// Launching a kernel: a plain struct of parameters, a stream, and an error code back.
+// Launching a kernel: a plain struct of parameters, a stream, and an error code back. With TW_DECLARATIONS, as the
+// bindings are compiled (without nvcc, which takes twice as long for them), the stream alone.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#ifndef TW_DECLARATIONS
 #include "thread.h"
+#endif
 
 namespace tilewright::gpu {
 
 using Stream = cudaStream_t;
 
+#ifndef TW_DECLARATIONS
 struct Dim3 {
   int x = 1, y = 1, z = 1;
 };
@@ -27,5 +31,6 @@ int launch(const char*, void (*kernel)(const Params), Dim3 grid, int threads, in
   kernel<<<blocks, static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), stream>>>(params);
   return cudaGetLastError();
 }
+#endif
 
 }  // namespace tilewright::gpu

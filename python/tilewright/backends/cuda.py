@@ -42,12 +42,25 @@ def unavailable() -> str | None:
         importlib.import_module(f"tilewright._{target}")
     except ImportError as error:
         return missing_reason(target) or f"this installation has no CUDA C++ kernels: {error}"
-    if not emulated() and not torch.cuda.is_available():
+    if emulated():
+        return None
+    if not torch.cuda.is_available():
+        without = " (this torch was built without CUDA)" if torch.version.cuda is None else ""
         return (
-            f"torch sees no CUDA device; with {EMULATE}=1 in the environment the kernels run on CPU tensors, in an "
-            "emulator, which is slow and meant for checking them"
+            f"torch sees no CUDA device{without}; with {EMULATE}=1 in the environment the kernels run on CPU tensors, "
+            "in an emulator, which is slow and meant for checking them"
         )
-    return None
+    reason: str | None = kernels().unusable()
+    return reason
+
+
+def built_for() -> dict[str, str] | None:
+    """Of the module for GPUs: "targets" (such as "sm_80 sm_90a compute_80") and "cuda_version"; None without it."""
+    try:
+        module = importlib.import_module("tilewright._cuda")
+    except ImportError:
+        return None
+    return {"targets": module.targets(), "cuda_version": module.cuda_version()}
 
 
 @functools.cache

@@ -68,6 +68,13 @@ def instruction_sets() -> dict[str, Any] | None:
     return {"used": module.isa(), "available": list(module.available_isas()), "compiler": module.compiler}
 
 
+def cuda_kernels() -> dict[str, str] | None:
+    """Of the CUDA module: "targets" that it was compiled for and its "cuda_version"; None without it."""
+    from ..backends.cuda import built_for
+
+    return built_for()
+
+
 def commit() -> str | None:
     """The commit of the checkout that this package runs from, "+changes" if it was edited; None outside one."""
     root = Path(__file__).resolve().parents[3]
@@ -127,6 +134,7 @@ def environment() -> dict[str, Any]:
         "packages": package_versions(),
         "torch_threads": torch.get_num_threads(),
         "instruction_sets": instruction_sets(),
+        "cuda_kernels": cuda_kernels(),
         "backends": backends(),
         "tuned_table": tuned_table(),
         "commit": commit(),

@@ -37,7 +37,7 @@ def info(json: JsonFile = None) -> None:
 
 
 def _machine_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    isas, memory = found["instruction_sets"], found["memory_bytes"]
+    isas, memory, cuda = found["instruction_sets"], found["memory_bytes"], found["cuda_kernels"]
     rows = [
         ("system", found["system"]),
         ("cpu", f"{found['cpu']}, {found['cpus_usable']} usable"),
@@ -45,6 +45,7 @@ def _machine_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("gpus", ", ".join(found["gpus"]) or "none"),
         ("cpu kernels", "none" if isas is None else f"using {isas['used']} of {', '.join(isas['available'])}"),
         ("compiled by", "-" if isas is None else isas["compiler"]),
+        ("cuda kernels", "none" if cuda is None else f"for {cuda['targets']}, by CUDA {cuda['cuda_version']}"),
         ("threads", f"{found['torch_threads']} (torch.set_num_threads)"),
         ("tuned table", ": ".join(filter(None, (found["tuned_table"]["path"], found["tuned_table"]["state"])))),
         ("python", found["python"]),
