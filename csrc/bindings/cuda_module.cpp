@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../cuda/attention.h"
+#include "../cuda/ffn.h"
 #include "../cuda/softmax.h"
 #include "params.h"
 
@@ -76,6 +77,8 @@ PYBIND11_MODULE(TW_MODULE, m) {
   add_params(m);
   add_kernel(m, "attention_forward", &gpu::attention_forward, &gpu::attention_forward_workspace,
              TW_DESCRIBE(attention_forward));
+  add_kernel(m, "ffn_forward", &gpu::ffn_forward, &gpu::ffn_forward_workspace, TW_DESCRIBE(ffn_forward));
+  add_kernel(m, "ffn_backward", &gpu::ffn_backward, &gpu::ffn_backward_workspace, TW_DESCRIBE(ffn_backward));
   add_kernel(m, "softmax_forward", &gpu::softmax_forward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_forward));
   add_kernel(m, "softmax_backward", &gpu::softmax_backward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_backward));
 #ifdef TW_EMULATED

@@ -6,8 +6,10 @@
 #include "../machine.h"
 
 #define TW_KERNEL(max_threads) void
+#define TW_KERNEL_OF_BLOCKS(max_threads, blocks) void
 #define TW_DEVICE inline
 #define TW_UNROLL
+#define TW_ROLLED
 #define TW_KERNEL_ARGUMENT const
 
 namespace tilewright::gpu {
