@@ -1,11 +1,10 @@
 // Products of at most 16 rows, as decoding has them: their time is that of reading B, so it goes from memory straight to
 // the tensor cores. A block has 16 rows of B; its warps share the depth, and their sums are added in a fixed order.
 //
-// Since the order along the depth does not matter, as long as it is the same in A and B, lane 4 g + t reads 16 neighbours
-// in memory, not the four pairs that it would have to hold: chunk t of row g, whose first half is for one product and
-// whose second half is for the next.
+// Since the order along the depth does not matter, as long as it is the same in A and B, lane 4 g + t reads 16
+// bytes in memory, not what it would have to hold: chunk t of row g.
 #include "ffn_finish.h"
-#include "tile.h"
+#include "ffn_operands.h"
 
 namespace tilewright::gpu {
 namespace {
@@ -33,6 +32,17 @@ TW_DEVICE Words load_chunk(const FfnOperand& o, int64_t i, bool there, int64_t k
   return words;
 }
 
+// A chunk is one product of float32, two of 16-bit types. Register i becomes half of what is for product n.
+template <class T>
+constexpr int kProducts = kChunk<T> / 4;
+template <class T, class F>
+TW_DEVICE void set_register(F& fragment, int i, const Words& words, int n, int half) {
+  if constexpr (sizeof(T) == 2)
+    fragment.set(i, words[2 * n + half]);
+  else
+    fragment.set(i, words[2 * half], words[2 * half + 1]);
+}
+
 template <class T>
 TW_KERNEL_OF_BLOCKS(kThreads, 2)
 ffn_few_rows_kernel(TW_KERNEL_ARGUMENT FfnProduct p) {
@@ -53,9 +63,16 @@ ffn_few_rows_kernel(TW_KERNEL_ARGUMENT FfnProduct p) {
       a[s][0] = load_chunk<T>(p.a, g, g < p.m, k, p.k);
       a[s][1] = load_chunk<T>(p.a, g + 8, g + 8 < p.m, k, p.k);
     }
-    TW_UNROLL for (int s = 0; s < kAhead; ++s) TW_UNROLL for (int half = 0; half < 4; half += 2) {
-      const Left<T> x = left_operand<T>(a[s][0][half], a[s][1][half], a[s][0][half + 1], a[s][1][half + 1]);
-      TW_UNROLL for (int n = 0; n < 2; ++n) multiply<T>(sums[n], x, right_operand<T>(b[s][n][half], b[s][n][half + 1]));
+    TW_UNROLL for (int s = 0; s < kAhead; ++s) TW_UNROLL for (int n = 0; n < kProducts<T>; ++n) {
+      LeftFragment<T> x;
+      RightFragment<T> y[2];
+      TW_UNROLL for (int i = 0; i < 2; ++i) {
+        TW_UNROLL for (int half = 0; half < 2; ++half) {
+          set_register<T>(x, i + 2 * half, a[s][i], n, half);
+          set_register<T>(y[i], half, b[s][i], n, half);
+        }
+      }
+      TW_UNROLL for (int i = 0; i < 2; ++i) multiply<T>(sums[i], x, y[i]);
     }
   }
 

@@ -2,28 +2,14 @@
 // while the next ones are copied there.
 #pragma once
 
+#include "ffn_operands.h"
 #include "ffn_product.h"
-#include "tile.h"
 
 namespace tilewright::gpu {
 
 // Numbers along the depth of a step: 128 bytes.
 template <class T>
 constexpr int kStep = 128 / int{sizeof(T)};
-
-// A left operand from a tile that lies depth by depth: of columns `column` to `column` + 15, kDepth rows from `row` on.
-template <class T, int kWidth>
-TW_DEVICE Left<T> left_of_columns(const Tile<T, kWidth>& tile, int row, int column) {
-  const int lane = lane_index();
-  if constexpr (sizeof(T) == 2) {
-    uint32_t r[4];
-    load_matrices_transposed(r, tile.chunk(row + lane % 8 + lane / 16 * 8, column / kChunk<T> + lane / 8 % 2));
-    return left_operand<T>(r[0], r[1], r[2], r[3]);
-  } else {
-    const auto at = [&](int r, int c) { return bits_of(tile.element(row + lane % 4 + r, column + lane / 4 + c)); };
-    return left_operand<T>(at(0, 0), at(0, 8), at(4, 0), at(4, 8));
-  }
-}
 
 // Which rows of an operand a tile has: from `first` on; where it is split, the second half has the same ones `limit`
 // further, the up projection's to the gate's.
@@ -144,31 +130,29 @@ struct FfnBlock {
   }
 
   TW_DEVICE void multiply_step(const typename A::Matrix& a, const typename B::Matrix& b) {
-    // float32's operands, split in two, take so many registers that those of one depth have to do.
+    // float32's operands, in three parts, take so many registers that those of one depth have to do.
     if constexpr (sizeof(T) == 4)
-      TW_ROLLED for (int depth = 0; depth < kStep<T>; depth += kDepth<T>) multiply_depth(a, b, depth);
+      TW_ROLLED for (int depth = 0; depth < kStep<T>; depth += kDeep) multiply_depth(a, b, depth);
     else
-      TW_UNROLL for (int depth = 0; depth < kStep<T>; depth += kDepth<T>) multiply_depth(a, b, depth);
+      TW_UNROLL for (int depth = 0; depth < kStep<T>; depth += kDeep) multiply_depth(a, b, depth);
   }
 
   TW_DEVICE void multiply_depth(const typename A::Matrix& a, const typename B::Matrix& b, int depth) {
-    Left<T> x[kWarpRows / 16];
+    LeftFragment<T> x[kWarpRows / 16];
     TW_UNROLL for (int i = 0; i < kWarpRows / 16; ++i) {
       if constexpr (kAColumns)
-        x[i] = left_of_columns(a, depth, warp_row() + 16 * i);
+        load_left_of_columns(x[i], a, warp_row() + 16 * i, depth);
       else
-        x[i] = left(a, warp_row() + 16 * i, depth);
+        load_left(x[i], a, warp_row() + 16 * i, depth);
     }
     TW_UNROLL for (int j = 0; j < kWarpColumns / 8; j += 2) {
-      Right<T> y0, y1;
+      RightFragment<T> y[2];
       if constexpr (kBColumns)
-        right_of_columns<false>(b, depth, warp_column() + 8 * j, y0, y1);
+        load_right_of_columns(y, b, warp_column() + 8 * j, depth);
       else
-        right_of_rows(b, warp_column() + 8 * j, depth, y0, y1);
-      TW_UNROLL for (int i = 0; i < kWarpRows / 16; ++i) {
-        multiply<T>(results[i][j], x[i], y0);
-        multiply<T>(results[i][j + 1], x[i], y1);
-      }
+        load_right(y, b, warp_column() + 8 * j, depth);
+      TW_UNROLL for (int i = 0; i < kWarpRows / 16; ++i) TW_UNROLL for (int n = 0; n < 2; ++n)
+          multiply<T>(results[i][j + n], x[i], y[n]);
     }
   }
 

@@ -1,0 +1,122 @@
+// A warp's operands of the feed-forward block's products, 16 deep, and the product.
+//
+// float32 goes through the tensor cores as bfloat16: a number is the sum of three, of 8 bits each, and six of the nine
+// products keep all but 2^-26 of the result (Henry, Tang & Heinecke, "Leveraging the bfloat16 artificial intelligence
+// datatype for higher-precision computations", 2019). They take the time of three TF32 products, which would lose the last
+// bit of either number and the product of their lower halves: more than float32's own rounding.
+//
+// Which place along the depth a number has does not matter, as long as it is the same in both operands. Of float32, lane
+// 4 g + t has numbers t, t + 4, t + 8 and t + 12.
+#pragma once
+
+#include "tile.h"
+
+namespace tilewright::gpu {
+
+constexpr int kDeep = 16;
+
+template <class T, int kRegisters>
+struct Fragment {
+  static constexpr int kParts = sizeof(T) == 2 ? 1 : 3;
+  uint32_t r[kParts][kRegisters];
+
+  // Register i, from two numbers as they lie in memory: a word of 16-bit ones, or two words.
+  TW_DEVICE void set(int i, uint32_t pair) { r[0][i] = pair; }
+  TW_DEVICE void set(int i, uint32_t first, uint32_t second) {
+    float x = float_of(first), y = float_of(second);
+    TW_UNROLL for (int part = 0; part < kParts; ++part) {
+      r[part][i] = pack<BFloat16>(x, y);
+      x -= float_of(r[part][i] << 16);
+      y -= float_of(r[part][i] & 0xFFFF0000u);
+    }
+  }
+};
+// 16 rows; 8 columns.
+template <class T>
+using LeftFragment = Fragment<T, 4>;
+template <class T>
+using RightFragment = Fragment<T, 2>;
+
+// d (16 x 8) += a b.
+template <class T>
+TW_DEVICE void multiply(float (&d)[4], const LeftFragment<T>& a, const RightFragment<T>& b) {
+  if constexpr (sizeof(T) == 2) {
+    multiply_16x8x16<T>(d, a.r[0], b.r[0]);
+  } else {
+    // Tensor cores cut off what does not fit into their sum, so long sums are rounded here (Ootomo & Yokota 2022).
+    float sum[4] = {}, rest[4] = {};
+    multiply_16x8x16<BFloat16>(rest, a.r[2], b.r[0]);
+    multiply_16x8x16<BFloat16>(rest, a.r[1], b.r[1]);
+    multiply_16x8x16<BFloat16>(rest, a.r[0], b.r[2]);
+    multiply_16x8x16<BFloat16>(rest, a.r[1], b.r[0]);
+    multiply_16x8x16<BFloat16>(rest, a.r[0], b.r[1]);
+    multiply_16x8x16<BFloat16>(sum, a.r[0], b.r[0]);
+    TW_UNROLL for (int e = 0; e < 4; ++e) d[e] += sum[e] + rest[e];
+  }
+}
+
+// Of rows `row` to `row` + 15, from `depth` on, of a tile that lies row by row.
+template <class T, int kWidth>
+TW_DEVICE void load_left(LeftFragment<T>& a, const Tile<T, kWidth>& tile, int row, int depth) {
+  const int lane = lane_index();
+  const auto chunk = tile.chunk(row + lane % 16, depth / kChunk<T> + lane / 16);
+  uint32_t r[4];
+  load_matrices(r, chunk);
+  if constexpr (sizeof(T) == 2) {
+    TW_UNROLL for (int i = 0; i < 4; ++i) a.set(i, r[i]);
+  } else {
+    a.set(0, r[0], r[2]);
+    a.set(1, r[1], r[3]);
+    load_matrices(r, tile.chunk(row + lane % 16, depth / kChunk<T> + 2 + lane / 16));
+    a.set(2, r[0], r[2]);
+    a.set(3, r[1], r[3]);
+  }
+}
+// The same of columns `row` to `row` + 15 of a tile that lies depth by depth.
+template <class T, int kWidth>
+TW_DEVICE void load_left_of_columns(LeftFragment<T>& a, const Tile<T, kWidth>& tile, int row, int depth) {
+  const int lane = lane_index();
+  if constexpr (sizeof(T) == 2) {
+    uint32_t r[4];
+    load_matrices_transposed(r, tile.chunk(depth + lane % 8 + lane / 16 * 8, row / kChunk<T> + lane / 8 % 2));
+    TW_UNROLL for (int i = 0; i < 4; ++i) a.set(i, r[i]);
+  } else {
+    TW_UNROLL for (int i = 0; i < 4; ++i) {
+      const int low = depth + lane % 4 + i / 2 * 8, column = row + lane / 4 + i % 2 * 8;
+      a.set(i, bits_of(tile.element(low, column)), bits_of(tile.element(low + 4, column)));
+    }
+  }
+}
+
+// Rows `row` to `row` + 15 of a tile as columns of two operands.
+template <class T, int kWidth>
+TW_DEVICE void load_right(RightFragment<T> (&b)[2], const Tile<T, kWidth>& tile, int row, int depth) {
+  const int lane = lane_index(), at = row + lane % 8 + lane / 16 * 8;
+  uint32_t r[4];
+  load_matrices(r, tile.chunk(at, depth / kChunk<T> + lane / 8 % 2));
+  if constexpr (sizeof(T) == 2) {
+    TW_UNROLL for (int i = 0; i < 4; ++i) b[i / 2].set(i % 2, r[i]);
+  } else {
+    b[0].set(0, r[0], r[1]);
+    b[1].set(0, r[2], r[3]);
+    load_matrices(r, tile.chunk(at, depth / kChunk<T> + 2 + lane / 8 % 2));
+    b[0].set(1, r[0], r[1]);
+    b[1].set(1, r[2], r[3]);
+  }
+}
+template <class T, int kWidth>
+TW_DEVICE void load_right_of_columns(RightFragment<T> (&b)[2], const Tile<T, kWidth>& tile, int row, int depth) {
+  const int lane = lane_index();
+  if constexpr (sizeof(T) == 2) {
+    uint32_t r[4];
+    load_matrices_transposed(r, tile.chunk(depth + lane % 16, row / kChunk<T> + lane / 16));
+    TW_UNROLL for (int i = 0; i < 4; ++i) b[i / 2].set(i % 2, r[i]);
+  } else {
+    TW_UNROLL for (int i = 0; i < 4; ++i) {
+      const int low = depth + lane % 4 + i % 2 * 8, column = row + lane / 4 + i / 2 * 8;
+      b[i / 2].set(i % 2, bits_of(tile.element(low, column)), bits_of(tile.element(low + 4, column)));
+    }
+  }
+}
+
+}  // namespace tilewright::gpu
