@@ -31,12 +31,12 @@ ffn_drop_kernel(TW_KERNEL_ARGUMENT FfnDrop p) {
   const int64_t left = p.columns - mine;
   const int count = left < 0 ? 0 : left < 4 ? static_cast<int>(left) : 4;
   const FfnDropout dropout = FfnDropout::of(p.rng, p.dropout_p);
-  Vector<float, 4> sums{};
+  LongSum sums[4];
   for (int i = warp_index(); i < kDropRows && first + i < p.rows && count > 0; i += kWarps) {
     Vector<float, 4> x = p.dout.load<T>(first + i, mine, count);
     if (dropout.on) dropout.apply(x, first + i, mine);
     if (p.dz.data != nullptr) p.dz.store<T>(first + i, mine, count, x);
-    TW_UNROLL for (int e = 0; e < 4; ++e) if (e < count) sums[e] += x[e];
+    TW_UNROLL for (int e = 0; e < 4; ++e) if (e < count) sums[e].add(x[e]);
   }
   if (p.sums != nullptr)
     store_sums(sums, shared_memory<float>(), kWarps, warp_index(), 4 * lane_index(), kDropColumns,
@@ -55,15 +55,15 @@ TW_KERNEL(kThreads)
 ffn_sum_kernel(TW_KERNEL_ARGUMENT FfnSum p) {
   const int64_t column = int64_t{block_x()} * kWarpSize + lane_index();
   const Global<const float> parts{p.parts};
-  float sum = 0.0f;
+  LongSum mine, whole;
   for (int64_t i = warp_index(); i < p.count && column < p.columns; i += kWarps)
-    sum += parts.load(i * p.columns + column);
+    mine.add(parts.load(i * p.columns + column));
   const auto scratch = shared_memory<float>();
-  scratch.store(thread_index(), sum);
+  scratch.store(thread_index(), mine.sum);
   sync_block();
   if (warp_index() != 0 || column >= p.columns) return;
-  for (int w = 1; w < kWarps; ++w) sum += scratch.load(w * kWarpSize + lane_index());
-  global<T>(p.out).store(column, narrow<T>(sum));
+  for (int w = 0; w < kWarps; ++w) whole.add(scratch.load(w * kWarpSize + lane_index()));
+  global<T>(p.out).store(column, narrow<T>(whole.sum));
 }
 
 template <class T>

@@ -104,25 +104,36 @@ TW_DEVICE void finish_hidden(const FfnProduct& p, const Tile& tile) {
   });
 }
 
+// A sum that keeps what its additions round off (Kahan): a bias has as many terms as there are rows.
+struct LongSum {
+  float sum = 0.0f, lost = 0.0f;
+
+  TW_DEVICE void add(float x) {
+    const float y = x - lost, next = sum + y;
+    lost = (next - sum) - y;
+    sum = next;
+  }
+};
+
 // Sums of the tile's columns, from those of the threads in `groups` groups; thread `group`, `j` has four columns. All
 // threads of the block come here. `scratch`, which may still be in use, has groups * columns floats.
-TW_DEVICE void store_sums(const Vector<float, 4>& mine, Shared<float> scratch, int groups, int group, int j,
-                          int columns, Global<float> to, int64_t column, int64_t limit) {
+TW_DEVICE void store_sums(const LongSum (&mine)[4], Shared<float> scratch, int groups, int group, int j, int columns,
+                          Global<float> to, int64_t column, int64_t limit) {
   sync_block();
-  scratch.store_vector<4>(group * columns + j, mine);
+  scratch.store_vector<4>(group * columns + j, {{mine[0].sum, mine[1].sum, mine[2].sum, mine[3].sum}});
   sync_block();
   for (int c = thread_index(); c < columns; c += block_threads()) {
     if (column + c >= limit) continue;
-    float sum = 0.0f;
-    for (int g = 0; g < groups; ++g) sum += scratch.load(g * columns + c);
-    to.store(column + c, sum);
+    LongSum whole;
+    for (int g = 0; g < groups; ++g) whole.add(scratch.load(g * columns + c));
+    to.store(column + c, whole.sum);
   }
 }
 
 template <class T, class Tile>
 TW_DEVICE void finish_gradient(const FfnProduct& p, const Tile& tile, int64_t row_block) {
   const bool gated = p.gated;
-  Vector<float, 4> sums{}, up_sums{};
+  LongSum sums[4], up_sums[4];
   tile.for_fours(p, [&](int i, int j, int64_t row, int64_t column, int count) {
     const Vector<float, 4> gate = p.pre[0].load<T>(row, column, count);
     Vector<float, 4> dpre = tile.load(i, j), hidden;
@@ -134,7 +145,7 @@ TW_DEVICE void finish_gradient(const FfnProduct& p, const Tile& tile, int64_t ro
         hidden[e] = gated_by.value * up[e];
         dup[e] = dpre[e] * gated_by.value;
         dpre[e] *= gated_by.slope * up[e];
-        if (e < count) up_sums[e] += dup[e];
+        if (e < count) up_sums[e].add(dup[e]);
       }
       p.dpre[1].store<T>(row, column, count, dup);
     } else {
@@ -144,7 +155,7 @@ TW_DEVICE void finish_gradient(const FfnProduct& p, const Tile& tile, int64_t ro
         dpre[e] *= activated.slope;
       }
     }
-    TW_UNROLL for (int e = 0; e < 4; ++e) if (e < count) sums[e] += dpre[e];
+    TW_UNROLL for (int e = 0; e < 4; ++e) if (e < count) sums[e].add(dpre[e]);
     p.dpre[0].store<T>(row, column, count, dpre);
     if (p.hidden.data != nullptr) p.hidden.store<T>(row, column, count, hidden);
   });
