@@ -1,8 +1,8 @@
 // Products of at most 16 rows, as decoding has them: their time is that of reading B, so it goes from memory straight to
 // the tensor cores. A block has 16 rows of B; its warps share the depth, and their sums are added in a fixed order.
 //
-// Since the order along the depth does not matter, as long as it is the same in A and B, lane 4 g + t reads 16
-// bytes in memory, not what it would have to hold: chunk t of row g.
+// Since the order along the depth does not matter, as long as it is the same in A and B, lane 4 g + t reads its numbers of
+// row g in one piece, chunk t, whichever ones the products' layout would give to it.
 #include "ffn_finish.h"
 #include "ffn_operands.h"
 
@@ -32,9 +32,10 @@ TW_DEVICE Words load_chunk(const FfnOperand& o, int64_t i, bool there, int64_t k
   return words;
 }
 
-// A chunk is one product of float32, two of 16-bit types. Register i becomes half of what is for product n.
+// A lane's chunk has numbers for two products of 16-bit types, for one of float32.
 template <class T>
 constexpr int kProducts = kChunk<T> / 4;
+// Register i: the first or the second half of what a chunk has for product n.
 template <class T, class F>
 TW_DEVICE void set_register(F& fragment, int i, const Words& words, int n, int half) {
   if constexpr (sizeof(T) == 2)

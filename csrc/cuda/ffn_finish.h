@@ -109,8 +109,8 @@ struct LongSum {
   float sum = 0.0f, lost = 0.0f;
 
   TW_DEVICE void add(float x) {
-    const float y = x - lost, next = sum + y;
-    lost = (next - sum) - y;
+    const float y = x - lost, next = sum + y, error = (next - sum) - y;
+    lost = error == error ? error : 0.0f;  // an infinite sum has lost nothing, though inf - inf is NaN
     sum = next;
   }
 };

@@ -118,6 +118,23 @@ def test_layout_of_operands_changes_no_bit(dtype: torch.dtype, layout: str, rows
         assert torch.allclose(a, b, atol=eps, rtol=eps)
 
 
+@pytest.mark.parametrize("activation", ["relu", "relu2", "gelu", "gelu_tanh", "silu"])
+def test_activations_have_float32s_precision(activation: str) -> None:
+    """Through products by 1: values relative to themselves, also where they are next to 0, and slopes. Further out the
+    rounding of the exponential's argument, which torch has as well, would hide everything else."""
+    x = torch.linspace(-3.0, 3.0, 1601)[:, None].requires_grad_()
+
+    def run(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+        one = torch.ones(1, 1, dtype=x.dtype)
+        out = tw.ffn(x, one, one, activation=activation, backend=backend)
+        return out, torch.autograd.grad(out.sum(), [x])[0]
+
+    value, slope = run(x, "cuda")
+    expected, expected_slope = run(x.detach().double().requires_grad_(), "reference")
+    assert torch.allclose(value.double(), expected, rtol=1.5e-6, atol=0.0)
+    assert torch.allclose(slope.double(), expected_slope, rtol=0.0, atol=5e-7)
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu", "relu2", "swiglu", "geglu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_activations_saturate(activation: str, dtype: torch.dtype) -> None:
