@@ -10,6 +10,7 @@
 #define TW_DECLARATIONS  // what of the headers a host compiler understands
 #endif
 #include "../cuda/attention.h"
+#include "../cuda/ffn.h"
 #include "../cuda/softmax.h"
 #include "params.h"
 
@@ -86,6 +87,8 @@ PYBIND11_MODULE(TW_MODULE, m) {
              TW_DESCRIBE(attention_backward));
   add_kernel(m, "kvcache_attention", &gpu::kvcache_attention, &gpu::kvcache_attention_workspace,
              TW_DESCRIBE(kvcache_attention));
+  add_kernel(m, "ffn_forward", &gpu::ffn_forward, &gpu::ffn_forward_workspace, TW_DESCRIBE(ffn_forward));
+  add_kernel(m, "ffn_backward", &gpu::ffn_backward, &gpu::ffn_backward_workspace, TW_DESCRIBE(ffn_backward));
   add_kernel(m, "softmax_forward", &gpu::softmax_forward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_forward));
   add_kernel(m, "softmax_backward", &gpu::softmax_backward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_backward));
 #ifdef TW_EMULATED

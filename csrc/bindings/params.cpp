@@ -97,12 +97,11 @@ PyGetSetDef* softmax_fields() {
 PyGetSetDef* ffn_fields() {
   using Struct = FfnParams;
   static PyGetSetDef fields[] = {
-      TW_FIELD(dtype),    TW_FIELD(activation),  TW_FIELD(x),           TW_FIELD(w_in),
-      TW_FIELD(w_out),    TW_FIELD(b_in),        TW_FIELD(b_out),       TW_FIELD(out),
-      TW_FIELD(residual), TW_FIELD(pre),         TW_FIELD(rng),         TW_FIELD(dropout_p),
-      TW_FIELD(rows),     TW_FIELD(in_features), TW_FIELD(hidden),      TW_FIELD(dout),
-      TW_FIELD(dx),       TW_FIELD(dw_in),       TW_FIELD(dw_out),      TW_FIELD(out_features),
-      TW_FIELD(db_in),    TW_FIELD(db_out),      TW_FIELD(num_threads), {},
+      TW_FIELD(dtype), TW_FIELD(activation), TW_FIELD(x),           TW_FIELD(w_in),        TW_FIELD(w_out),
+      TW_FIELD(b_in),  TW_FIELD(b_out),      TW_FIELD(out),         TW_FIELD(residual),    TW_FIELD(pre),
+      TW_FIELD(rng),   TW_FIELD(dropout_p),  TW_FIELD(rows),        TW_FIELD(in_features), TW_FIELD(hidden),
+      TW_FIELD(dout),  TW_FIELD(dx),         TW_FIELD(dw_in),       TW_FIELD(dw_out),      TW_FIELD(out_features),
+      TW_FIELD(db_in), TW_FIELD(db_out),     TW_FIELD(num_threads), TW_FIELD(workspace),   {},
   };
   return fields;
 }

@@ -147,6 +147,7 @@ struct FfnParams {
   double dropout_p = 0.0;
   int64_t rows = 0, in_features = 0, hidden = 0, out_features = 0;  // M, C, F, E
   int32_t num_threads = 1;
+  void* workspace = nullptr;  // CUDA: of as many bytes as ffn_forward_workspace() or ffn_backward_workspace() says
 
   // Backward. The gradients are contiguous unless their view says otherwise; null is not computed.
   View4 dout, dx, dw_in, dw_out;

@@ -62,6 +62,23 @@ void describe_attention_inputs(const AttentionParams& p, GlobalMemory& memory) {
   add_bytes(memory, "cu_seqlens_k", p.cu_seqlens_k, bounds, Use::kInput);
 }
 
+void add_matrix(GlobalMemory& memory, const char* name, const View4& v, DType dtype, int64_t rows, int64_t columns,
+                Use use) {
+  const int64_t sizes[2] = {rows, columns};
+  memory.add(name, v.data, static_cast<size_t>(size_of(dtype)), sizes, v.stride, 2, use);
+}
+
+int64_t inner_features(const FfnParams& p) { return is_gated(p.activation) ? 2 * p.hidden : p.hidden; }
+
+void describe_ffn_inputs(const FfnParams& p, GlobalMemory& memory) {
+  const int64_t size = size_of(p.dtype);
+  add_matrix(memory, "x", p.x, p.dtype, p.rows, p.in_features, Use::kInput);
+  add_matrix(memory, "w_in", p.w_in, p.dtype, inner_features(p), p.in_features, Use::kInput);
+  add_matrix(memory, "w_out", p.w_out, p.dtype, p.out_features, p.hidden, Use::kInput);
+  add_bytes(memory, "b_in", p.b_in, inner_features(p) * size, Use::kInput);
+  add_bytes(memory, "rng", p.rng, 16, Use::kInput);
+}
+
 }  // namespace
 
 void describe_attention_forward(const AttentionParams& p, int64_t workspace_bytes, GlobalMemory& memory) {
@@ -94,6 +111,29 @@ void describe_attention_backward(const AttentionParams& p, int64_t workspace_byt
   const int64_t mask[4] = {p.batch, p.heads, p.seqlen_q, p.seqlen_k};
   memory.add("dmask", p.dmask.data, sizeof(float), mask, p.dmask.stride, 4, Use::kOutput);
   memory.add("dsinks", p.dsinks.data, sizeof(float), &p.heads, p.dsinks.stride, 1, Use::kOutput);
+  add_bytes(memory, "workspace", p.workspace, workspace_bytes, Use::kOutput);
+}
+
+void describe_ffn_forward(const FfnParams& p, int64_t workspace_bytes, GlobalMemory& memory) {
+  const int64_t size = size_of(p.dtype);
+  describe_ffn_inputs(p, memory);
+  add_bytes(memory, "b_out", p.b_out, p.out_features * size, Use::kInput);
+  add_matrix(memory, "residual", p.residual, p.dtype, p.rows, p.out_features, Use::kInput);
+  add_matrix(memory, "out", p.out, p.dtype, p.rows, p.out_features, Use::kOutput);
+  add_bytes(memory, "pre", p.pre, p.rows * inner_features(p) * size, Use::kOutput);
+  add_bytes(memory, "workspace", p.workspace, workspace_bytes, Use::kOutput);
+}
+
+void describe_ffn_backward(const FfnParams& p, int64_t workspace_bytes, GlobalMemory& memory) {
+  const int64_t size = size_of(p.dtype);
+  describe_ffn_inputs(p, memory);
+  add_bytes(memory, "pre", p.pre, p.rows * inner_features(p) * size, Use::kInput);
+  add_matrix(memory, "dout", p.dout, p.dtype, p.rows, p.out_features, Use::kInput);
+  add_matrix(memory, "dx", p.dx, p.dtype, p.rows, p.in_features, Use::kOutput);
+  add_matrix(memory, "dw_in", p.dw_in, p.dtype, inner_features(p), p.in_features, Use::kOutput);
+  add_matrix(memory, "dw_out", p.dw_out, p.dtype, p.out_features, p.hidden, Use::kOutput);
+  add_bytes(memory, "db_in", p.db_in, inner_features(p) * size, Use::kOutput);
+  add_bytes(memory, "db_out", p.db_out, p.out_features * size, Use::kOutput);
   add_bytes(memory, "workspace", p.workspace, workspace_bytes, Use::kOutput);
 }
 

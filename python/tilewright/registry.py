@@ -67,6 +67,7 @@ TABLE: dict[str, dict[str, str]] = {
         "reference": "tilewright.backends.reference:LOG_SOFTMAX",
     },
     "ffn": {
+        "cuda": "tilewright.backends.cuda:FFN",
         "cpu": "tilewright.backends.cpu:FFN",
         "reference": "tilewright.backends.reference:FFN",
         "triton": "tilewright.backends.triton_ffn:FFN",

@@ -6,6 +6,7 @@
 #include "../machine.h"
 
 #define TW_KERNEL(max_threads) void
+#define TW_KERNEL_OF_BLOCKS(max_threads, blocks) void
 #define TW_DEVICE inline
 #define TW_UNROLL
 #define TW_UNROLL_BY(times)

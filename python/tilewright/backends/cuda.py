@@ -95,4 +95,5 @@ def _unsupported(call: Any) -> str | None:
 _ALL = implementations(Kernels(kernels, _run), _unsupported)
 ATTENTION, VARLEN_ATTENTION = _ALL["attention"], _ALL["varlen_attention"]
 KVCACHE_ATTENTION = _ALL["kvcache_attention"]
+FFN = _ALL["ffn"]
 SOFTMAX, LOG_SOFTMAX = _ALL["softmax"], _ALL["log_softmax"]
