@@ -67,6 +67,7 @@ attention_backward_keys_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   commit_copies();
 
   const int lane = lane_index(), warp_row = 16 * warp_index();
+  const bool busy = first + warp_row < s.seqlen_k;  // a warp past the last key only copies
   const float unit = logit_unit<kOptions>(p);
   const Dropout dropout = kOptions ? Dropout::of(p) : Dropout{};
   float dk[S::kPart / 8][4] = {}, dv[S::kPart / 8][4] = {};
@@ -75,28 +76,30 @@ attention_backward_keys_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
     if (kStages > 1) commit_copies();
     wait_for_copies<kStages - 1>();
     sync_block();
-    const int head = head_of(tile), start = start_of(tile);
-    float x[kQueries / 8][4] = {}, dx[kQueries / 8][4] = {};
-    multiply_rows(x, k_tile, warp_row, q_tile(stage));
-    multiply_rows(dx, v_tile, warp_row, dout_tile(stage));
-    const bool cut = start < range.lo_all || start + kQueries > range.hi_all || last - first + 1 < kKeys;
-    const int j = first + warp_row + lane / 4;  // this lane's keys: j and j + 8
-    TW_UNROLL for (int n = 0; n < kQueries / 8; ++n) {
-      const int column = 8 * n + 2 * (lane % 4);
-      const uint32_t kept = dropout.on ? dropout.kept_transposed(p, s, head, start + column, first + warp_row) : 15;
-      TW_UNROLL for (int c = 0; c < 2; ++c) {
-        const Query q = Query::of(p, s, head, start + column + c);
-        const Shared<float> at = terms(stage) + 3 * (column + c);
-        const RowTerms row{at.load(0), at.load(1), at.load(2)};
-        TW_UNROLL for (int e = c; e < 4; e += 2) {
-          const Gradient g = gradient<T, kOptions>(p, s, q, j + 8 * (e / 2), row, x[n][e], dx[n][e],
-                                                   kept >> e & 1 ? dropout.scale : 0.0f, unit, cut);
-          x[n][e] = g.weight, dx[n][e] = g.score;
+    if (busy) {
+      const int head = head_of(tile), start = start_of(tile);
+      float x[kQueries / 8][4] = {}, dx[kQueries / 8][4] = {};
+      multiply_rows(x, k_tile, warp_row, q_tile(stage));
+      multiply_rows(dx, v_tile, warp_row, dout_tile(stage));
+      const bool cut = start < range.lo_all || start + kQueries > range.hi_all || last - first + 1 < kKeys;
+      const int j = first + warp_row + lane / 4;  // this lane's keys: j and j + 8
+      TW_UNROLL for (int n = 0; n < kQueries / 8; ++n) {
+        const int column = 8 * n + 2 * (lane % 4);
+        const uint32_t kept = dropout.on ? dropout.kept_transposed(p, s, head, start + column, first + warp_row) : 15;
+        TW_UNROLL for (int c = 0; c < 2; ++c) {
+          const Query q = Query::of(p, s, head, start + column + c);
+          const Shared<float> at = terms(stage) + 3 * (column + c);
+          const RowTerms row{at.load(0), at.load(1), at.load(2)};
+          TW_UNROLL for (int e = c; e < 4; e += 2) {
+            const Gradient g = gradient<T, kOptions>(p, s, q, j + 8 * (e / 2), row, x[n][e], dx[n][e],
+                                                     kept >> e & 1 ? dropout.scale : 0.0f, unit, cut);
+            x[n][e] = g.weight, dx[n][e] = g.score;
+          }
         }
       }
+      multiply_scores(dv, x, dout_tile(stage), part);
+      multiply_scores(dk, dx, q_tile(stage), part);
     }
-    multiply_scores(dv, x, dout_tile(stage), part);
-    multiply_scores(dk, dx, q_tile(stage), part);
     sync_block();  // the next copies go where this iteration has read
     if (kStages == 1 && tile + 1 < count) copy_queries(head_of(tile + 1), start_of(tile + 1), 0);
     if (kStages == 1) commit_copies();

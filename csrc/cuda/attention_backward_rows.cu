@@ -80,6 +80,7 @@ attention_backward_rows_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   commit_copies();
 
   const int lane = lane_index(), warp_row = 16 * warp_index();
+  const bool busy = first + warp_row < s.seqlen_q;  // a warp past the last row only copies
   const float unit = logit_unit<kOptions>(p);
   const Dropout dropout = kOptions ? Dropout::of(p) : Dropout{};
   Query q[2];
@@ -102,24 +103,26 @@ attention_backward_rows_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
     wait_for_copies<kStages - 1>();
     sync_block();
     const int start = start_of(step);
-    float x[kKeys / 8][4] = {}, dx[kKeys / 8][4] = {}, products[2] = {};
-    multiply_rows(x, q_tile, warp_row, k_tile(stage));
-    multiply_rows(dx, dout_tile, warp_row, v_tile(stage));
-    const bool cut = start < range.lo_all || start + kKeys > range.hi_all;
-    TW_UNROLL for (int n = 0; n < kKeys / 8; ++n) {
-      const uint32_t kept = dropout.on ? dropout.kept(p, s, q, start + 8 * n) : 15;
-      TW_UNROLL for (int e = 0; e < 4; ++e) {
-        const Gradient g = gradient<T, kOptions>(p, s, q[e / 2], start + 8 * n + 2 * (lane % 4) + e % 2, row[e / 2],
-                                                 x[n][e], dx[n][e], kept >> e & 1 ? dropout.scale : 0.0f, unit, cut);
-        products[e / 2] += g.weight * dx[n][e];
-        dx[n][e] = g.score;
+    if (busy) {
+      float x[kKeys / 8][4] = {}, dx[kKeys / 8][4] = {}, products[2] = {};
+      multiply_rows(x, q_tile, warp_row, k_tile(stage));
+      multiply_rows(dx, dout_tile, warp_row, v_tile(stage));
+      const bool cut = start < range.lo_all || start + kKeys > range.hi_all;
+      TW_UNROLL for (int n = 0; n < kKeys / 8; ++n) {
+        const uint32_t kept = dropout.on ? dropout.kept(p, s, q, start + 8 * n) : 15;
+        TW_UNROLL for (int e = 0; e < 4; ++e) {
+          const Gradient g = gradient<T, kOptions>(p, s, q[e / 2], start + 8 * n + 2 * (lane % 4) + e % 2, row[e / 2],
+                                                   x[n][e], dx[n][e], kept >> e & 1 ? dropout.scale : 0.0f, unit, cut);
+          products[e / 2] += g.weight * dx[n][e];
+          dx[n][e] = g.score;
+        }
       }
-    }
-    if (exact && step < tiles) {
-      TW_UNROLL for (int h = 0; h < 2; ++h) delta[h] += products[h];
-      if (step == tiles - 1) TW_UNROLL for (int h = 0; h < 2; ++h) row[h].delta += sum_of_quad(delta[h]);
-    } else {
-      multiply_scores(dq, dx, k_tile(stage));
+      if (exact && step < tiles) {
+        TW_UNROLL for (int h = 0; h < 2; ++h) delta[h] += products[h];
+        if (step == tiles - 1) TW_UNROLL for (int h = 0; h < 2; ++h) row[h].delta += sum_of_quad(delta[h]);
+      } else {
+        multiply_scores(dq, dx, k_tile(stage));
+      }
     }
     sync_block();  // the next copies go where this step has read
     if (kStages == 1 && step + 1 < steps) copy_keys(start_of(step + 1), 0);

@@ -55,6 +55,7 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   const int lane = lane_index(), warp_row = 16 * warp_index();
   Query q[2];
   TW_UNROLL for (int h = 0; h < 2; ++h) q[h] = Query::of(p, s, head, first + warp_row + lane / 4 + 8 * h);
+  const bool busy = first + warp_row < s.seqlen_q;  // a warp past the last row only copies
   const float unit = logit_unit<kOptions>(p);
   const Dropout dropout = kOptions ? Dropout::of(p) : Dropout{};
   float out[kWidth / 8][4] = {};
@@ -64,12 +65,14 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
     commit_copies();
     wait_for_copies<1>();
     sync_block();
-    float x[kKeys / 8][4] = {};
-    multiply_rows(x, q_tile, warp_row, k_tile(stage));
-    to_logits<T, kOptions>(x, p, s, q, start, start < range.lo_all || start + kKeys > range.hi_all);
-    to_weights<T, kOptions>(x, state, out, unit);
-    if (kOptions && dropout.on) drop(x, p, s, dropout, q, start);
-    multiply_scores(out, x, v_tile(stage));
+    if (busy) {
+      float x[kKeys / 8][4] = {};
+      multiply_rows(x, q_tile, warp_row, k_tile(stage));
+      to_logits<T, kOptions>(x, p, s, q, start, start < range.lo_all || start + kKeys > range.hi_all);
+      to_weights<T, kOptions>(x, state, out, unit);
+      if (kOptions && dropout.on) drop(x, p, s, dropout, q, start);
+      multiply_scores(out, x, v_tile(stage));
+    }
     sync_block();  // the next iteration's copies go where this one has read
   }
 
