@@ -44,7 +44,8 @@ class Unreadable(Exception):
 
 
 def stems() -> list[str]:
-    return sorted(file.stem for file in HERE.glob("*.cu"))
+    """The sources that have kernels; some only launch what others have."""
+    return sorted(file.stem for file in HERE.glob("*.cu") if "TW_KERNEL" in file.read_text())
 
 
 def sources(stem: str) -> list[Path]:
@@ -119,9 +120,12 @@ def short_name(demangled: str) -> str:
     return name.replace("_kernel", "", 1)
 
 
-def read_cubin(cubin: Path) -> tuple[str, dict[str, Row]]:
-    """Its source's stem, which is part of the names of what is in anonymous namespaces; and the rows by kernel."""
+def read_cubin(cubin: Path) -> tuple[str, dict[str, Row]] | None:
+    """Its source's stem, which is part of the names of what is in anonymous namespaces, and the rows by kernel; None of a
+    source without kernels."""
     usage = re.findall(r"Function (\S+):\s+(.*)", _run(find_tool("cuobjdump"), "-res-usage", cubin))
+    if not usage:
+        return None
     # Without data-flow analysis, which would only cost time.
     parts = re.split(r"^\.text\.(\S+):$", _run(find_tool("nvdisasm"), "-ndf", "-c", cubin), flags=re.MULTILINE)
     code = dict(zip(parts[1::2], parts[2::2], strict=True))
@@ -160,8 +164,10 @@ def read_module(module: Path, architectures: tuple[str, ...] = ARCHITECTURES) ->
                 f"{module} has machine code of {len(versions)} compilers for {' and '.join(architectures)}"
             )
         with ThreadPoolExecutor(2) as pool:
-            for architecture, (stem, rows) in zip(chosen.values(), pool.map(read_cubin, chosen), strict=True):
-                tables.setdefault(stem, {})[architecture] = rows
+            for architecture, found in zip(chosen.values(), pool.map(read_cubin, chosen), strict=True):
+                if found is not None:
+                    stem, rows = found
+                    tables.setdefault(stem, {})[architecture] = rows
     return versions.pop(), tables
 
 
