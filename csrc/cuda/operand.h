@@ -148,7 +148,9 @@ TW_DEVICE float sum_of_quad(float x) {
 template <class T, int kWidth, int kTiles>
 TW_DEVICE void multiply_rows(float (&d)[kTiles][4], const Tile<T, kWidth>& a, int row, const Tile<T, kWidth>& b) {
   static_assert(kTiles % 2 == 0);
-  [[maybe_unused]] constexpr int kSteps = kWidth / kDeep, kUnrolled = kSteps <= 8 ? kSteps : 4;
+  // float32's operands in three parts leave no registers for more than a step.
+  constexpr int kSteps = kWidth / kDeep;
+  [[maybe_unused]] constexpr int kUnrolled = sizeof(T) == 4 ? 1 : kSteps <= 8 ? kSteps : 4;
   TW_UNROLL_BY(kUnrolled)
   for (int depth = 0; depth < kWidth; depth += kDeep) {
     LeftFragment<T> x;
