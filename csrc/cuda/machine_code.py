@@ -121,8 +121,8 @@ def short_name(demangled: str) -> str:
 
 
 def read_cubin(cubin: Path) -> tuple[str, dict[str, Row]] | None:
-    """Its source's stem, which is part of the names of what is in anonymous namespaces, and the rows by kernel; None of a
-    source without kernels."""
+    """Its source's stem, which is part of the names of what is in anonymous namespaces, and the rows by kernel; None if
+    the source has no kernels."""
     usage = re.findall(r"Function (\S+):\s+(.*)", _run(find_tool("cuobjdump"), "-res-usage", cubin))
     if not usage:
         return None

@@ -33,9 +33,9 @@ WITHOUT_PRODUCTS = ("attention_merge", "attention_sink_gradient", "kvcache_appen
 #: Kernels whose operands come another way: straight from global memory, or float32's columns, number by number.
 WITHOUT_COPIES = ("ffn_few_rows",)
 WITHOUT_LDSM = ("ffn_few_rows", "ffn_product<float, 128, (Layout)2>", "ffn_product<float, 64, (Layout)2>")
-#: Kernels that may use local memory, with the instructions that do: of the forward, and of the backward those that do so
-#: more than BACKWARD_SPILLS times. float32's operands have three parts, of 256 columns; the softmax kernels keep a row in
-#: the 64 registers that 1024 threads have.
+#: Kernels that may use local memory, with the instructions that do: of the forward, and of the backward those that have
+#: more than BACKWARD_SPILLS. float32's operands have three parts, of 256 columns; the softmax kernels keep a row in the
+#: 64 registers that 1024 threads have.
 SPILLS = {
     "attention_forward<float, 128, true>": 43,
     "attention_forward<float, 256, false>": 10,
