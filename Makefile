@@ -12,7 +12,7 @@ PYTHON_SOURCES := $(shell find python triton_kernels -name '*.py' -not -name _bu
 CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench gpu sanitize clean
+.PHONY: help demo test lint format bench gpu sanitize mutants clean
 
 help: ## Show these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +73,9 @@ sanitize: $(DEV_STAMP) ## All verification cases on CPU kernels built with ASan 
 	    LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
 	    $(BIN)/python -m tilewright verify --backend cpu || exit 1; \
 	done
+
+mutants: $(DEV_STAMP) ## Break the CUDA kernels in many places, to see that each is noticed
+	$(BIN)/python tests/cuda/mutants.py
 
 clean: ## Remove everything that was built, and .venv
 	rm -rf $(VENV) build dist demo-output python/*.egg-info python/tilewright/_build_info.py

@@ -141,6 +141,7 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "memory_permuted", {"shape": (4, 5, 6, 7), "memory": {"order": (2, 0, 3, 1)}, "mask": "float xx1x"}
     yield "memory_padded", {"shape": (6, 4, 33), "memory": {"pad": 5}}
     yield "memory_misaligned", {"shape": (6, 130), "memory": {"offset": 1}}
+    yield "memory_misaligned_vectors", {"shape": (6, 128), "memory": {"offset": 1}}
     yield "memory_every_second", {"shape": (6, 130), "every_second": True}
     yield "memory_expanded", {"shape": (6, 50), "expanded": True}
     yield "large_logits", {"values": "large", "shape": (9, 100)}
