@@ -75,7 +75,7 @@ sanitize: $(DEV_STAMP) ## All verification cases on CPU kernels built with ASan 
 	done
 
 mutants: $(DEV_STAMP) ## Break the CUDA kernels in many places, to see that each is noticed
-	$(BIN)/python tests/cuda/mutants.py
+	$(BIN)/python tests/cuda/mutate.py
 
 clean: ## Remove everything that was built, and .venv
 	rm -rf $(VENV) build dist demo-output python/*.egg-info python/tilewright/_build_info.py
