@@ -15,7 +15,7 @@ if sys.argv[1:] == ["--worker"]:
 elif sys.argv[1:2] == ["--cases"]:
     from gpu.worker import run_cases
 
-    sys.exit(min(run_cases(sys.argv[2:], "triton"), 98))
+    sys.exit(min(run_cases(sys.argv[3:], sys.argv[2]), 98))
 else:
     from gpu.main import main
 

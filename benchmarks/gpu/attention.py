@@ -80,12 +80,9 @@ def _build(
             parts += [t[b, index] for t, index in zip(tensors, heads_of, strict=False)]
         return distance(parts, expected())
 
-    makers = forwards(bench, causal, seqlen, seqlen, group)
-    makers["tilewright"] = lambda: functools.partial(
-        tw.attention, causal="top_left" if causal else None, backend=bench.backend
-    )
-    order = ("tilewright", *(n for n in makers if n != "tilewright"))
-    return Built({n: of_mode(mode, makers[n], (q, k, v), dout) for n in order}, error)
+    ours = bench.ours(tw.attention, causal="top_left" if causal else None)
+    makers = {**ours, **forwards(bench, causal, seqlen, seqlen, group)}
+    return Built({n: of_mode(mode, make, (q, k, v), dout) for n, make in makers.items()}, error)
 
 
 def forwards(bench: Bench, causal: bool, seqlen_q: int, seqlen_k: int, group: int) -> dict[str, Callable[[], Forward]]:

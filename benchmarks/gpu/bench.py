@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from .process import Answer, Worker, run_pool
-from .run import Outcome, Run
+from .run import OURS, Outcome, Run
 from .stages import Progress, workers
 
 GEMM, COPY = "roofline gemm", "roofline copy"
@@ -17,7 +17,7 @@ SECONDS_AN_ITEM = 75.0
 SHARE_TO_COMPILE = 0.4
 
 #: On the CPU: nothing that is compiled takes less than its rehearsal may.
-REHEARSED = ["tilewright", "torch", "sdpa flash", "sdpa cudnn", "liger", "quack"]
+REHEARSED = ["torch", "sdpa flash", "sdpa cudnn", "liger", "quack"]
 
 Excluded = dict[str, dict[str, str]]
 
@@ -25,9 +25,15 @@ Excluded = dict[str, dict[str, str]]
 def bench(run: Run, seconds: float, **options: Any) -> Outcome:
     """options: of measure.Bench, beside those that the run decides."""
     deadline = run.until(seconds)
-    settings: dict[str, Any] = {"device": run.device, "backend": run.backend, "shapes": "full", **options}
+    settings: dict[str, Any] = {"device": run.device, "backends": list(run.backends), "shapes": "full", **options}
     if run.rehearsal:
-        settings = {**settings, "shapes": "tiny", "seconds": 0.01, "providers": REHEARSED, **options}
+        settings = {
+            **settings,
+            "shapes": "tiny",
+            "seconds": 0.01,
+            "providers": [*(OURS + b for b in run.backends), *REHEARSED],
+        }
+        settings.update(options)
     worker = run.worker("bench.log")
     try:
         names = list_items(worker, settings["shapes"])
@@ -140,7 +146,7 @@ def judged(rows: list[dict[str, Any]], faults_count: bool = True) -> Outcome:
 
     faults_count: not in a rehearsal, whose rooflines are none.
     """
-    ours = [r for r in rows if r["provider"] in ("tilewright", "all") or r["item"] in (GEMM, COPY)]
+    ours = [r for r in rows if r["provider"].startswith((OURS, "all")) or r["item"] in (GEMM, COPY)]
     wrong = [r for r in ours if r["status"] not in ("timed", "not reached")]
     faults = [r for r in rows if "fault" in r and faults_count]
     missed = sum(r["status"] == "not reached" for r in rows)

@@ -60,8 +60,5 @@ def _build(bench: Bench, batch: int, heads: int, heads_kv: int, seqlen_k: int, h
     def error(result: Any) -> float:
         return distance([result], expected())
 
-    def ours() -> Any:
-        return functools.partial(tw.kvcache_attention, cache_seqlens=lengths, backend=bench.backend)
-
-    makers = {"tilewright": ours, **forwards(bench, False, 1, seqlen_k, group)}
+    makers = {**bench.ours(tw.kvcache_attention, cache_seqlens=lengths), **forwards(bench, False, 1, seqlen_k, group)}
     return Built({n: (lambda make=make: functools.partial(make(), q, k, v)) for n, make in makers.items()}, error)

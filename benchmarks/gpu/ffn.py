@@ -73,7 +73,7 @@ def _build(bench: Bench, mode: str, rows: int, features: int, hidden: int, activ
         return distance(result if isinstance(result, tuple) else (result,), expected())
 
     makers: dict[str, Callable[[], Callable[..., Tensor]]] = {
-        "tilewright": lambda: functools.partial(tw.ffn, activation=activation, backend=bench.backend),
+        **bench.ours(tw.ffn, activation=activation),
         "torch": lambda: chain,
         "compile": lambda: torch.compile(chain, dynamic=False),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -75,7 +76,7 @@ def _overhead(op: str, shapes: list[tuple[int, ...]], ours: Callable[..., Any], 
         tensors = [bench.normal(*shape) for shape in shapes]
         expected = theirs(*(t.double() for t in tensors))
         providers = {
-            "tilewright": lambda: lambda: ours(*tensors, backend=bench.backend),
+            **{n: (lambda make=make: functools.partial(make(), *tensors)) for n, make in bench.ours(ours).items()},
             "torch": lambda: lambda: theirs(*tensors),
         }
         return Built(providers, lambda result: distance([result], [expected]))

@@ -9,15 +9,26 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from . import report
+from .agree import agree
 from .bench import bench
 from .run import Outcome, Run, slug
-from .stages import STAGES as CHECKS
+from .sanitize import sanitize
+from .stages import build, run_tests, verify
 
-STAGES = {**CHECKS, "bench": (bench, 240.0)}
+#: Each with its weight: a stage may take so much of the time that is left for it and those after it.
+STAGES: dict[str, tuple[Callable[[Run, float], Outcome], float]] = {
+    "build": (build, 150.0),
+    "test": (run_tests, 100.0),
+    "verify": (verify, 110.0),
+    "sanitize": (sanitize, 60.0),
+    "agree": (agree, 40.0),
+    "bench": (bench, 240.0),
+}
 
 
 def run_stages(run: Run, names: list[str], stages: dict[str, Any] = STAGES) -> dict[str, Outcome]:
@@ -137,7 +148,7 @@ def main(arguments: list[str]) -> int:
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     run = Run(given.out.resolve(), sys.executable, time.monotonic() + given.seconds, given.rehearse)
     if given.rehearse:
-        run.backend = "cpu"
+        run.backends = ("cpu",)
     gpu = gpu_facts(given.rehearse)
     outcomes = run_stages(run, names)
     file = write(run, gpu, outcomes, started)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tilewright.bench.device import DeviceTimer, poison
 from tilewright.bench.timing import Timer, WallTimer, interleave
 
+from .run import OURS
 from .worker import in_words
 
 #: Distance from float64, ||found - expected|| / ||expected||, above which a result is wrong. Rounding to bfloat16 alone
@@ -28,16 +29,23 @@ Function = Callable[[], Any]
 class Bench:
     """Where and how to measure. "tiny" shapes, on a CPU, are a rehearsal.
 
-    backend: of tilewright. seconds: of timing, for one item. timed: False only calls every provider once, so that it
+    backends: of tilewright. seconds: of timing, for one item. timed: False only calls every provider once, so that it
     compiles. providers: only these; empty is all.
     """
 
     device: str = "cuda"
-    backend: str = "triton"
+    backends: tuple[str, ...] | list[str] = ("triton", "cuda")
     shapes: str = "full"
     seconds: float = 0.4
     timed: bool = True
     providers: tuple[str, ...] | list[str] = ()
+
+    def ours(self, op: Callable[..., Any], **arguments: Any) -> dict[str, Callable[[], Callable[..., Any]]]:
+        """A provider for each backend: it makes the op with these arguments."""
+        return {
+            OURS + b: functools.partial(functools.partial, op, **arguments, backend=b)  # type: ignore[arg-type]
+            for b in self.backends
+        }
 
     def timer(self, cold: bool) -> Timer:
         return WallTimer() if self.device == "cpu" else DeviceTimer(self.device, cold)

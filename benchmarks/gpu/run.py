@@ -13,6 +13,9 @@ from .process import Worker, run_logged
 
 ROOT = Path(__file__).resolve().parents[2]
 
+#: What the names of tilewright's providers begin with; the backend follows.
+OURS = "tilewright "
+
 
 @dataclass
 class Outcome:
@@ -33,14 +36,14 @@ class Run:
 
     out: the folder of logs and of the result. python: the interpreter that everything runs in. deadline: when all has
     to be over, by time.monotonic(). rehearsal: on the CPU, with tiny shapes; nothing that it finds is a measurement.
-    backend: the one to verify and to measure.
+    backends: those to verify and to measure.
     """
 
     out: Path
     python: str
     deadline: float
     rehearsal: bool = False
-    backend: str = "triton"
+    backends: tuple[str, ...] = ("triton", "cuda")
     env: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
     @property

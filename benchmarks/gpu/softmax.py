@@ -65,7 +65,7 @@ def _build(bench: Bench, mode: str, rows: int, width: int) -> Built:
         return function
 
     makers: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
-        "tilewright": lambda: functools.partial(tw.softmax, backend=bench.backend),
+        **bench.ours(tw.softmax),
         "torch": lambda: plain,
         "compile": lambda: torch.compile(plain, dynamic=False),
         "liger": liger,

@@ -1,4 +1,4 @@
-"""The stages but the benchmark: build, test, verify, memory errors."""
+"""The stages that build, test and verify; and what other stages share."""
 
 from __future__ import annotations
 
@@ -9,32 +9,17 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from .process import Answer, run_pool
 from .run import ROOT, Outcome, Run
+from .sanitize import WATCHED
 
 #: Of the tests, those that reach the kernels or the contract; the rest needs no GPU, and `make test` runs it.
 TESTS = ("tests/triton", "tests/cuda", "tests/ops", "tests/verify", "tests/tune", "tests/benchmarks")
 
 #: A case compiles its own kernels: seconds each, on a processor of its own.
 SECONDS_A_CASE = 60.0
-
-#: What the memory checker watches: an option of each kind that computes addresses, on sizes that fill no tile.
-WATCHED = (
-    "attention/everything/bfloat16",
-    "attention/causal_top_left_70x130/float32",
-    "attention/head_dim_50_3/float16",
-    "varlen_attention/everything/float16",
-    "kvcache_attention/paged_splits_2/bfloat16",
-    "kvcache_attention/contiguous_window_both/float16",
-    "softmax/width_100/bfloat16",
-    "log_softmax/width_100/float32",
-    "ffn/rows_1/float16",
-    "ffn/swiglu_everything/bfloat16",
-)
 
 
 def workers() -> int:
@@ -45,16 +30,15 @@ def workers() -> int:
 def build(run: Run, seconds: float) -> Outcome:
     """Into this Python as it is, from the checkout; where it may not be changed, into a folder beside the results.
 
-    The CUDA kernels are compiled for the GPU that is here, and not for the emulator, which takes a minute.
+    The CUDA kernels are compiled for the GPU that is here, and for the emulator, which is compared with it.
     """
-    env = {"TILEWRIGHT_CUDA_EMULATED": "0"}
     pip = ("-m", "pip", "--disable-pip-version-check", "install", "--no-index", "--no-build-isolation", "--no-deps")
-    editable = run.command("build.log", seconds, *pip, "-e", str(ROOT), env=env)
+    editable = run.command("build.log", seconds, *pip, "-e", str(ROOT))
     how = "editable"
     if editable != 0:
         site = ROOT / "build" / "gpu-site"
         shutil.rmtree(site, ignore_errors=True)
-        code = run.command("build.log", seconds, *pip, "--target", str(site), str(ROOT), env=env)
+        code = run.command("build.log", seconds, *pip, "--target", str(site), str(ROOT))
         if code != 0:
             return Outcome("failed", f"{_ended(code)}: {run.tail('build.log')}")
         how = f"into {site}, since an editable install ended with {_ended(editable)}"
@@ -62,11 +46,11 @@ def build(run: Run, seconds: float) -> Outcome:
     check = (
         "import sys, tilewright as tw; found = tw.backends();"
         "print(tw.__file__, 'works: ' + ', '.join(b for b in found if found[b] is None), sep='; ');"
-        f"sys.exit(found[{run.backend!r}] or 0)"
+        f"sys.exit('; '.join(b + ' cannot be used: ' + found[b] for b in {run.backends!r} if found[b]) or 0)"
     )
     code = run.command("build.log", 60, "-c", check)
     if code != 0:
-        return Outcome("failed", f"installed, but {run.backend} cannot be used: {run.tail('build.log')}")
+        return Outcome("failed", f"installed, but {run.tail('build.log')}")
     return Outcome("passed", f"{how}; {run.tail('build.log')}")
 
 
@@ -102,22 +86,22 @@ def case_ids(run: Run) -> list[str]:
         worker.close()
     if "cases" not in answer.result:
         raise RuntimeError(f"the cases cannot be listed: {answer.result.get('raised') or answer.reason}")
-    # Those that the memory checker will watch come first: it then finds their kernels compiled.
+    # Those that compute-sanitizer will watch come first: it then finds their kernels compiled.
     return sorted(answer.result["cases"], key=lambda name: (name not in WATCHED, zlib.crc32(name.encode())))
 
 
 def verify(run: Run, seconds: float, cases: list[str] | None = None) -> Outcome:
-    """Every case, each in a worker; a case that crashes or hangs costs its worker and is a failure."""
+    """Every case on every backend, each in a worker; a case that crashes or hangs costs its worker and is a failure."""
     deadline = run.until(seconds)
     ids = case_ids(run) if cases is None else cases
     records: list[dict[str, Any]] = []
-    show = Progress("verify", len(ids))
 
     def finished(request: dict[str, Any], answer: Answer) -> None:
         records.append(record_of(request, answer))
         show(len(records), f"{sum(r['status'] == 'failed' for r in records)} failed")
 
-    requests = [{"do": "case", "case": i, "backend": run.backend} for i in ids]
+    requests = [{"do": "case", "case": i, "backend": b} for i in ids for b in run.backends]
+    show = Progress("verify", len(requests))
     left = run_pool(
         lambda: run.worker("verify.log", {"OMP_NUM_THREADS": "1"}),
         workers(),
@@ -163,42 +147,6 @@ def _share(error: float | None, limit: float | None) -> float:
     return error / limit if error is not None and limit else 0.0
 
 
-def sanitize(run: Run, seconds: float) -> Outcome:
-    """Out-of-bounds and misaligned accesses. Each tensor is an allocation of its own, so that its end is seen."""
-    tool = sanitizer()
-    if tool is None:
-        return Outcome("not run", "compute-sanitizer was not found (looked on PATH and in /usr/local/cuda*/bin)")
-    code = run.program(
-        "sanitize.log",
-        seconds,
-        *(tool, "--tool", "memcheck", "--error-exitcode", "99", "--print-limit", "20"),
-        *(run.python, str(Path(__file__).parent), "--cases", *WATCHED),
-        env={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-    )
-    return watched((run.out / "sanitize.log").read_text(errors="replace"), code, run.tail("sanitize.log"))
-
-
-def sanitizer() -> str | None:
-    installed = sorted(Path("/usr/local").glob("cuda*/bin/compute-sanitizer"))
-    return shutil.which("compute-sanitizer") or (str(installed[-1]) if installed else None)
-
-
-def watched(text: str, code: int | None, tail: str) -> Outcome:
-    """What the memory checker's log says."""
-    errors = re.findall(r"ERROR SUMMARY: (\d+) errors?", text)
-    passed, failed = (len(re.findall(rf"^case \S+ {word}", text, re.MULTILINE)) for word in ("passed", "failed"))
-    counts = f"{passed} of {len(WATCHED)} cases passed under memcheck"
-    data = {"exit_code": code, "errors": [int(n) for n in errors], "passed": passed, "failed": failed}
-    if code is None:
-        return Outcome("partial" if passed and not failed else "failed", f"stopped at its limit: {counts}", data)
-    if not errors:
-        return Outcome("failed", f"compute-sanitizer printed no summary: {tail}", data)
-    if code != 0 or int(errors[-1]) or failed or passed != len(WATCHED):
-        found = re.findall(r"========= (Invalid .*|.*out of bounds.*)", text)
-        return Outcome("failed", "; ".join([f"{errors[-1]} errors, {_ended(code)}, {counts}", *found[:2]]), data)
-    return Outcome("passed", f"0 errors, {counts}", data)
-
-
 class Progress:
     """A line on the terminal every few seconds: a log of a run that was cut off shows how far it had come."""
 
@@ -209,12 +157,3 @@ class Progress:
         if time.monotonic() >= self._next or done == self._total:
             self._next = time.monotonic() + self._every
             print(f"  {self._title} {done}/{self._total} {text}", file=sys.stderr, flush=True)
-
-
-#: Each with its weight: a stage may take so much of the time that is left for it and those after it.
-STAGES: dict[str, tuple[Callable[[Run, float], Outcome], float]] = {
-    "build": (build, 180.0),
-    "test": (run_tests, 110.0),
-    "verify": (verify, 110.0),
-    "sanitize": (sanitize, 60.0),
-}

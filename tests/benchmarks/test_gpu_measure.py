@@ -22,7 +22,7 @@ def quiet(message: dict[str, Any]) -> None:
 @pytest.mark.skipif(unavailable("triton") is not None or torch.cuda.is_available(), reason="the interpreter is off")
 @pytest.mark.parametrize("name", ["softmax backward 100", "decode B2 KV64"])
 def test_triton_kernels_take_the_same_way(name: str) -> None:
-    only = measure.Bench("cpu", "triton", "tiny", 0.0, True, ("tilewright",))
+    only = measure.Bench("cpu", ("triton",), "tiny", 0.0, True, ("tilewright triton",))
     (row,) = measure.run_item(next(i for i in ALL if i.name == name), only, {}, quiet)
     assert row["status"] == "timed", row
 
@@ -59,7 +59,7 @@ def right() -> torch.Tensor:
 
 
 def rows_of(item: measure.Item, **options: Any) -> dict[str, dict[str, Any]]:
-    settings = measure.Bench("cpu", BACKEND, "tiny", 0.0, **options)
+    settings = measure.Bench("cpu", (BACKEND,), "tiny", 0.0, **options)
     return {r["provider"]: r for r in measure.run_item(item, settings, {}, quiet)}
 
 
@@ -121,7 +121,7 @@ def test_compiling_only_calls_and_does_not_time() -> None:
 
 def test_more_than_the_roofline_is_a_fault() -> None:
     def row(item: str, unit: str, result: float) -> dict[str, Any]:
-        return {"item": item, "provider": "tilewright", "status": "timed", "unit": unit, "result": result}
+        return {"item": item, "provider": "tilewright cpu", "status": "timed", "unit": unit, "result": result}
 
     rooflines = [row(items.GEMM, "TFLOP/s", 700.0), row(items.COPY, "GB/s", 4000.0)]
     rows = bench.add_rooflines([*rooflines, row("a", "TFLOP/s", 350.0), row("b", "GB/s", 4100.0), row("c", "us", 9.0)])
@@ -130,6 +130,6 @@ def test_more_than_the_roofline_is_a_fault() -> None:
     assert "102% of the roofline" in by_item["b"]["fault"]
     assert "of_roofline" not in by_item["c"]
     outcome = bench.judged(rows)
-    assert outcome.status == "failed" and "b, tilewright: 102%" in outcome.reason
+    assert outcome.status == "failed" and "b, tilewright cpu: 102%" in outcome.reason
     assert bench.judged([r for r in rows if r["item"] != "b"]).status == "passed"
     assert bench.judged([r for r in rows if r["item"] not in ("b", items.COPY)]).status == "failed"

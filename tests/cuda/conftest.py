@@ -1,4 +1,7 @@
-"""The CUDA kernels, on the GPU where there is one, and in the emulator elsewhere."""
+"""The CUDA kernels, on the GPU where there is one, and in the emulator elsewhere.
+
+Tensors that a test makes without naming a device are where the kernels run.
+"""
 
 from __future__ import annotations
 
@@ -21,5 +24,7 @@ def _emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if not torch.cuda.is_available():
         monkeypatch.setenv(cuda.EMULATE, "1")
     _forget()
+    torch.set_default_device("cuda" if torch.cuda.is_available() else None)
     yield
+    torch.set_default_device(None)
     _forget()

@@ -68,6 +68,17 @@ def run_case(case: Case, backends: Sequence[str], seed: int = 0) -> list[Record]
         return [_run_backend(case, backend, seed, draws[home]) for backend, home in zip(backends, homes, strict=True)]
 
 
+def results(case: Case, backend: str, seed: int = 0) -> dict[str, Tensor]:
+    """Outputs and gradients (``d`` + the argument's name) of a backend on the inputs that the case is verified with."""
+    maker = Maker(seed, case.dtype, torch.device(registry.home(backend)))
+    arguments = case.make(maker)
+    upstream = _make_upstream(case, maker, arguments)
+    found = _evaluate(case, arguments, upstream, seed, backend)
+    if found.problems:
+        raise ValueError(f"{case.id}: {'; '.join(found.problems)}")
+    return found.tensors
+
+
 def _run_backend(case: Case, backend: str, seed: int, draws: list[_Draw]) -> Record:
     """``draws`` grows when more are needed, and is shared by the backends of one device."""
     start = time.perf_counter()
