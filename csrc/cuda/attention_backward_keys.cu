@@ -83,20 +83,20 @@ attention_backward_keys_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
       multiply_rows(dx, v_tile, warp_row, dout_tile(stage));
       const bool cut = start < range.lo_all || start + kQueries > range.hi_all || last - first + 1 < kKeys;
       const int j = first + warp_row + lane / 4;  // this lane's keys: j and j + 8
-      TW_UNROLL for (int n = 0; n < kQueries / 8; ++n) {
-        const int column = 8 * n + 2 * (lane % 4);
-        const uint32_t kept = dropout.on ? dropout.kept_transposed(p, s, head, start + column, first + warp_row) : 15;
-        TW_UNROLL for (int c = 0; c < 2; ++c) {
-          const Query q = Query::of(p, s, head, start + column + c);
-          const Shared<float> at = terms(stage) + 3 * (column + c);
-          const RowTerms row{at.load(0), at.load(1), at.load(2)};
-          TW_UNROLL for (int e = c; e < 4; e += 2) {
-            const Gradient g = gradient<T, kOptions>(p, s, q, j + 8 * (e / 2), row, x[n][e], dx[n][e],
-                                                     kept >> e & 1 ? dropout.scale : 0.0f, unit, cut);
-            x[n][e] = g.weight, dx[n][e] = g.score;
-          }
-        }
-      }
+      const auto column_of = [&](int n, int e) { return 8 * n + 2 * (lane % 4) + e % 2; };
+      const uint32_t kept =
+          dropout.on ? dropout.kept_transposed<kQueries / 8>(p, s, head, start + column_of(0, 0), first + warp_row)
+                     : ~0u;
+      const Query query = Query::of(p, s, head, 0);
+      to_gradients<T, kOptions>(
+          x, dx, p, s, [&](int n, int e) { return Query{start + column_of(n, e), head, query.slope}; },
+          [&](int, int e) { return j + 8 * (e / 2); },
+          [&](int n, int e) {
+            const Shared<float> at = terms(stage) + 3 * column_of(n, e);
+            return RowTerms{at.load(0), at.load(1), at.load(2)};
+          },
+          kept, dropout.scale, unit, cut,
+          [&](int n, int e, const Gradient& g) { x[n][e] = g.weight, dx[n][e] = g.score; });
       multiply_scores(dv, x, dout_tile(stage), part);
       multiply_scores(dk, dx, q_tile(stage), part);
     }

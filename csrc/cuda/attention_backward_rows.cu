@@ -108,15 +108,15 @@ attention_backward_rows_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
       multiply_rows(x, q_tile, warp_row, k_tile(stage));
       multiply_rows(dx, dout_tile, warp_row, v_tile(stage));
       const bool cut = start < range.lo_all || start + kKeys > range.hi_all;
-      TW_UNROLL for (int n = 0; n < kKeys / 8; ++n) {
-        const uint32_t kept = dropout.on ? dropout.kept(p, s, q, start + 8 * n) : 15;
-        TW_UNROLL for (int e = 0; e < 4; ++e) {
-          const Gradient g = gradient<T, kOptions>(p, s, q[e / 2], start + 8 * n + 2 * (lane % 4) + e % 2, row[e / 2],
-                                                   x[n][e], dx[n][e], kept >> e & 1 ? dropout.scale : 0.0f, unit, cut);
-          products[e / 2] += g.weight * dx[n][e];
-          dx[n][e] = g.score;
-        }
-      }
+      const uint32_t kept = dropout.on ? dropout.kept<kKeys / 8>(p, s, q, start) : ~0u;
+      to_gradients<T, kOptions>(
+          x, dx, p, s, [&](int, int e) -> const Query& { return q[e / 2]; },
+          [&](int n, int e) { return start + 8 * n + 2 * (lane % 4) + e % 2; }, [&](int, int e) { return row[e / 2]; },
+          kept, dropout.scale, unit, cut,
+          [&](int n, int e, const Gradient& g) {
+            products[e / 2] += g.weight * dx[n][e];
+            dx[n][e] = g.score;
+          });
       if (exact && step < tiles) {
         TW_UNROLL for (int h = 0; h < 2; ++h) delta[h] += products[h];
         if (step == tiles - 1) TW_UNROLL for (int h = 0; h < 2; ++h) row[h].delta += sum_of_quad(delta[h]);

@@ -17,11 +17,12 @@ struct Sequence {
   int64_t b, batch;  // which it is, and which batch entry of the tensors it is in: 0 where they are packed
   int64_t first_q, first_k;
   int seqlen_q, seqlen_k;
-  int shift;  // query i stands at key i + shift
+  int shift;              // query i stands at key i + shift
+  int nearest, farthest;  // of the keys j that it sees: bounds of j - i
 };
 
 TW_DEVICE Sequence find_sequence(const AttentionParams& p, int b) {
-  Sequence s{b, b, 0, 0, static_cast<int>(p.seqlen_q), static_cast<int>(p.seqlen_k), 0};
+  Sequence s{b, b, 0, 0, static_cast<int>(p.seqlen_q), static_cast<int>(p.seqlen_k), 0, 0, 0};
   if (p.cu_seqlens_q != nullptr) {
     const Global<const int32_t> q{p.cu_seqlens_q}, k{p.cu_seqlens_k};
     s.batch = 0, s.first_q = q.load(b), s.first_k = k.load(b);
@@ -31,6 +32,10 @@ TW_DEVICE Sequence find_sequence(const AttentionParams& p, int b) {
   // Lengths and pages that do not fit are cut down: on a GPU nobody has looked at them.
   if (p.seqlens_k != nullptr) s.seqlen_k = clamp(Global<const int32_t>{p.seqlens_k}.load(b), 0, s.seqlen_k);
   s.shift = p.causal == Causal::kTopLeft ? 0 : s.seqlen_k - s.seqlen_q;
+  constexpr int kAny = 0x7fffffff;
+  const int64_t right = p.causal != Causal::kNone ? 0 : p.window_right;
+  s.nearest = p.window_left < 0 ? -kAny : clamp(s.shift - p.window_left, -kAny, kAny);
+  s.farthest = right < 0 ? kAny : clamp(s.shift + right, -kAny, kAny);
   return s;
 }
 
@@ -104,28 +109,21 @@ TW_DEVICE QueryRange find_queries(const AttentionParams& p, const Sequence& s, i
   return r;
 }
 
-TW_DEVICE bool sees(const AttentionParams& p, const Sequence& s, int i, int j) {
-  const int64_t right = p.causal != Causal::kNone ? 0 : p.window_right;
-  const int64_t distance = int64_t{j} - i - s.shift;
-  return i < s.seqlen_q && j < s.seqlen_k && (right < 0 || distance <= right) &&
-         (p.window_left < 0 || distance >= -p.window_left);
+TW_DEVICE bool sees(const Sequence& s, int i, int j) {
+  return i < s.seqlen_q && j < s.seqlen_k && j - i >= s.nearest && j - i <= s.farthest;
 }
 
 TW_DEVICE float max_of(float a, float b) { return a > b ? a : b; }
-// tanh with full relative accuracy near 0 and no overflow.
+// tanh to 2 units in the last place, also near 0, and without overflow. Both forms for every x: a branch costs more.
 TW_DEVICE float tanh_of(float x) {
-  const float square = x * x;
-  if (square < 0.390625f) {
-    // Minimax fit of (tanh(x) - x) / x^3 over |x| < 0.625; beyond, the other form does not cancel.
-    float poly = -5.7049869e-3f * square + 2.0639086e-2f;
-    poly = poly * square - 5.3739715e-2f;
-    poly = poly * square + 1.3331442e-1f;
-    poly = poly * square - 3.3333281e-1f;
-    return x + x * square * poly;
-  }
-  const float e = exp_exact(-2.0f * (x < 0.0f ? -x : x));
-  const float y = (1.0f - e) / (1.0f + e);
-  return x < 0.0f ? -y : y;
+  const float size = x < 0.0f ? -x : x, square = x * x;
+  // Minimax fit of (tanh(x) - x) / x^3 over |x| < 0.625; beyond, the other form does not cancel.
+  float poly = -5.7049869e-3f * square + 2.0639086e-2f;
+  poly = poly * square - 5.3739715e-2f;
+  poly = poly * square + 1.3331442e-1f;
+  poly = poly * square - 3.3333281e-1f;
+  const float e = exp2_fast(-2.0f * kLog2E * size), y = divide_fast(1.0f - e, 1.0f + e);
+  return size < 0.625f ? x + x * square * poly : x < 0.0f ? -y : y;
 }
 
 // A row of scores: query i of a head, and what ALiBi takes off for each key that it is away.
@@ -142,30 +140,48 @@ struct Query {
   }
 };
 
-// The logit of a query and key j from q . k: capped, biased, masked; -inf where the mask says so. capped: the tanh.
-template <class T>
-TW_DEVICE float logit(const AttentionParams& p, const Sequence& s, const Query& q, int j, float x,
-                      float* capped = nullptr) {
-  x *= static_cast<float>(p.scale);
-  if (p.softcap > 0.0) {
-    const float softcap = static_cast<float>(p.softcap), t = tanh_of(x / softcap);
-    if (capped != nullptr) *capped = t;
-    x = softcap * t;
-  }
-  if (p.alibi_slopes.data != nullptr) {
-    const int distance = q.i + s.shift - j;
-    x -= q.slope * static_cast<float>(distance < 0 ? -distance : distance);
-  }
-  if (p.mask.data != nullptr) {
-    const int64_t at =
-        s.b * p.mask.stride[0] + q.head * p.mask.stride[1] + q.i * p.mask.stride[2] + j * p.mask.stride[3];
-    if (p.mask_dtype == DType::kBool) {
-      if (global<uint8_t>(p.mask.data).load(at) == 0) x = -kInfinity;
-    } else {
-      x += load_float<T>(p.mask.data, p.mask_dtype, at);
+// Tiles of q . k, of query_of(n, e) and key_of(n, e), become logits: capped, biased, masked; -inf where the mask says so.
+// capped: the tanh. Two tiles at a time and option by option, without branches inside: so eight loads are under way
+// together, and their addresses do not push everything else out of the registers.
+template <class T, int kTiles, class QueryOf, class KeyOf>
+TW_DEVICE void to_logits(float (&x)[kTiles][4], float (&capped)[kTiles][4], const AttentionParams& p, const Sequence& s,
+                         QueryOf query_of, KeyOf key_of) {
+  static_assert(kTiles % 2 == 0);
+  // Where there is no such pair any number will do: whoever calls excludes it.
+  const auto mask_at = [&](int n, int e) -> int64_t {
+    const Query q = query_of(n, e);
+    const int j = key_of(n, e);
+    const int64_t row = s.b * p.mask.stride[0] + q.head * p.mask.stride[1] + q.i * p.mask.stride[2];
+    return q.i < s.seqlen_q && j < s.seqlen_k ? row + j * p.mask.stride[3] : 0;
+  };
+  TW_UNROLL for (int two = 0; two < kTiles; two += 2) {
+    const auto each = [&](auto apply) {
+      TW_UNROLL for (int n = two; n < two + 2; ++n) TW_UNROLL for (int e = 0; e < 4; ++e) apply(n, e);
+    };
+    each([&](int n, int e) { x[n][e] *= static_cast<float>(p.scale); });
+    if (p.softcap > 0.0) {
+      const float softcap = static_cast<float>(p.softcap), inverse = 1.0f / softcap;
+      each([&](int n, int e) {
+        capped[n][e] = tanh_of(x[n][e] * inverse);
+        x[n][e] = softcap * capped[n][e];
+      });
     }
+    if (p.alibi_slopes.data != nullptr)
+      each([&](int n, int e) {
+        const int distance = query_of(n, e).i + s.shift - key_of(n, e);
+        x[n][e] -= query_of(n, e).slope * static_cast<float>(distance < 0 ? -distance : distance);
+      });
+    if (p.mask.data == nullptr) continue;
+    const void* mask = p.mask.data;
+    if (p.mask_dtype == DType::kBool)
+      each([&](int n, int e) {
+        if (global<uint8_t>(mask).load(mask_at(n, e)) == 0) x[n][e] = -kInfinity;
+      });
+    else if (p.mask_dtype == DType::kFloat32)
+      each([&](int n, int e) { x[n][e] += global<float>(mask).load(mask_at(n, e)); });
+    else
+      each([&](int n, int e) { x[n][e] += widen(global<T>(mask).load(mask_at(n, e))); });
   }
-  return x;
 }
 
 // Which weights dropout keeps; the same ones on every backend.
@@ -182,9 +198,28 @@ struct Dropout {
             dropout_threshold(p.dropout_p), static_cast<float>(dropout_scale(p.dropout_p))};
   }
 
-  // Four lanes of a row have eight keys, for which it takes two draws of four; so each lane draws once for two of its rows
-  // and passes on what is another's. Bit e is for x[e] of a tile of scores, keys from `start` on, rows q[0] and q[1].
+  // Of tiles of scores, keys from `start` on, rows q[0] and q[1]: bit 4 n + e is for x[n][e]. The loop stays one, half
+  // unrolled, here and below: a draw is a hundred instructions.
+  template <int kTiles>
   TW_DEVICE uint32_t kept(const AttentionParams& p, const Sequence& s, const Query (&q)[2], int start) const {
+    static_assert(kTiles <= 8);
+    uint32_t bits = 0;
+    TW_UNROLL_BY(2) for (int n = 0; n < kTiles; ++n) bits |= kept_of_tile(p, s, q, start + 8 * n) << 4 * n;
+    return bits;
+  }
+  // The same where rows are keys, from `start` on, and columns queries, i and i + 1 being this lane's of the first tile.
+  template <int kTiles>
+  TW_DEVICE uint32_t kept_transposed(const AttentionParams& p, const Sequence& s, int head, int i, int start) const {
+    static_assert(kTiles <= 8);
+    uint32_t bits = 0;
+    TW_UNROLL_BY(2) for (int n = 0; n < kTiles; ++n) bits |= kept_of_transposed(p, s, head, i + 8 * n, start) << 4 * n;
+    return bits;
+  }
+
+ private:
+  // Four lanes of a row have eight keys, for which it takes two draws of four; so each lane draws once for two of its rows
+  // and passes on what is another's.
+  TW_DEVICE uint32_t kept_of_tile(const AttentionParams& p, const Sequence& s, const Query (&q)[2], int start) const {
     const int odd = lane_index() % 2;
     const uint32_t mine =
         draw(p, s, odd ? q[1].head : q[0].head, odd ? q[1].i : q[0].i, start / 4 + lane_index() % 4 / 2);
@@ -192,8 +227,7 @@ struct Dropout {
     const uint32_t rows[2] = {odd ? other : mine, odd ? mine : other};
     return (rows[0] >> 2 * odd & 3) | (rows[1] >> 2 * odd & 3) << 2;
   }
-  // The same where rows are keys, from `start` on, and columns queries: i and i + 1 of this lane.
-  TW_DEVICE uint32_t kept_transposed(const AttentionParams& p, const Sequence& s, int head, int i, int start) const {
+  TW_DEVICE uint32_t kept_of_transposed(const AttentionParams& p, const Sequence& s, int head, int i, int start) const {
     const int g = lane_index() / 4, r = g % 4;
     const uint32_t mine = draw(p, s, head, i + r % 2, start / 4 + 2 * (r / 2) + g / 4);
     uint32_t bits = 0;
@@ -201,7 +235,6 @@ struct Dropout {
     return bits;
   }
 
- private:
   // Of a query, four keys from 4 * fours on: a bit for each that is kept.
   TW_DEVICE uint32_t draw(const AttentionParams& p, const Sequence& s, int head, int i, int fours) const {
     const Philox4 r = philox(seed, static_cast<uint32_t>(fours), static_cast<uint32_t>(i),

@@ -5,7 +5,8 @@
 namespace tilewright::gpu {
 namespace {
 
-// Each warp takes tiles of 16 keys of its own, in stages of its own, and waits for no other until the end.
+// Each warp takes tiles of 16 keys of its own, in stages of its own, and waits for no other until the end. Reading them takes
+// longer than whatever happens to scores, so that calls with options and without have one kernel.
 template <class T, int kWidth>
 struct Sizes {
   static constexpr int kRowBytes = kWidth * int{sizeof(T)};
@@ -24,7 +25,7 @@ struct DecodeLaunch {
   int splits = 1;
 };
 
-template <class T, int kWidth, bool kOptions>
+template <class T, int kWidth>
 TW_KERNEL((Sizes<T, kWidth>::kThreads))
 attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
   using S = Sizes<T, kWidth>;
@@ -66,10 +67,9 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
       kDecodeRows, [&](int64_t row) { return find_rows<const T>(p.q, s, head_of(row), 0)(query_of(row)); }, first, rows,
       head_dim, wide);
   commit_copies();
-  TW_UNROLL for (int tile = 0; tile < kStages - 1; ++tile) copy_keys(tile);
+  TW_UNROLL_BY(1) for (int tile = 0; tile < kStages - 1; ++tile) copy_keys(tile);
 
-  const float unit = logit_unit<kOptions>(p);
-  const Dropout dropout = kOptions ? Dropout::of(p) : Dropout{};
+  const Dropout dropout = Dropout::of(p);
   Query q[2];
   TW_UNROLL for (int h = 0; h < 2; ++h) {
     const int row = first + lane / 4 + 8 * h;
@@ -86,10 +86,10 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
     const int start = start_of(tile);
     float x[kKeys / 8][4] = {};
     multiply_rows(x, q_tile, 0, k_tile(tile % kStages));
-    to_logits<T, kOptions>(x, p, s, q, start,
-                           start < range.lo_all || start + kKeys > range.hi_all || start + kKeys > range.hi);
-    to_weights<T, kOptions>(x, state, out, unit);
-    if (kOptions && dropout.on) drop(x, p, s, dropout, q, start);
+    tiles_to_logits<T, true>(x, p, s, q, start,
+                             start < range.lo_all || start + kKeys > range.hi_all || start + kKeys > range.hi);
+    to_weights<true>(x, state, out, 1.0f);
+    if (dropout.on) drop(x, p, s, dropout, q, start);
     multiply_scores(out, x, v_tile(tile % kStages));
     sync_warp();  // the next copies go where this tile has been read
   }
@@ -113,7 +113,7 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
     for (int w = 0; w < S::kWarps; ++w) whole.top = max_of(whole.top, result(w, r).load(0));
     float rescale[S::kWarps];
     TW_UNROLL for (int w = 0; w < S::kWarps; ++w) {
-      rescale[w] = rescaled<T, kOptions>(result(w, r).load(0), finite(whole.top), unit);
+      rescale[w] = weight<true>(result(w, r).load(0), finite(whole.top), 1.0f);
       whole.sum += result(w, r).load(1) * rescale[w];
     }
     const auto weighted = [&](int column) {
@@ -128,7 +128,7 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
       for (int c = lane; c < head_dim_v; c += kWarpSize) at.store(2 + c, weighted(c));
       continue;
     }
-    const RowEnd end = end_row<T, kOptions>(p, whole, one.head);
+    const RowEnd end = end_row<T>(p, whole, one.head, 1.0f);
     if (lane == 0) store_statistics(p, s, one, end);
     const Global<T> to = find_rows<T>(p.out, s, one.head, 0)(one.i);
     for (int c = lane; c < head_dim_v; c += kWarpSize) to.store(c, narrow<T>(weighted(c) * end.scale));
@@ -136,23 +136,20 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
 }
 
 // A warp for each row: block_x counts (B, H, Sq).
-template <class T, bool kOptions>
+template <class T>
 TW_KERNEL(kWarpSize)
 attention_merge_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
   const AttentionParams& p = d.l.call;
   const int plane = block_x() / static_cast<int>(p.seqlen_q);
   const Query q{block_x() % static_cast<int>(p.seqlen_q), plane % static_cast<int>(p.heads)};
   const Sequence s = find_sequence(p, plane / static_cast<int>(p.heads));
-  const float unit = logit_unit<kOptions>(p);
   const Global<const float> parts =
       global<float>(static_cast<const void*>(p.workspace)) + int64_t{block_x()} * d.splits * part_floats(p);
   RowState whole;
   for (int i = 0; i < d.splits; ++i) whole.top = max_of(whole.top, parts.load(i * part_floats(p)));
-  const auto rescale = [&](int i) {
-    return rescaled<T, kOptions>(parts.load(i * part_floats(p)), finite(whole.top), unit);
-  };
+  const auto rescale = [&](int i) { return weight<true>(parts.load(i * part_floats(p)), finite(whole.top), 1.0f); };
   for (int i = 0; i < d.splits; ++i) whole.sum += parts.load(i * part_floats(p) + 1) * rescale(i);
-  const RowEnd end = end_row<T, kOptions>(p, whole, q.head);
+  const RowEnd end = end_row<T>(p, whole, q.head, 1.0f);
   if (thread_index() == 0) store_statistics(p, s, q, end);
   const Global<T> out = find_rows<T>(p.out, s, q.head, 0)(q.i);
   for (int c = thread_index(); c < p.head_dim_v; c += kWarpSize) {
@@ -163,15 +160,15 @@ attention_merge_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
 }
 
 struct Decode {
-  template <class T, int kWidth, bool kOptions>
+  template <class T, int kWidth, bool>
   static int run(const AttentionParams& p, Stream stream) {
     using S = Sizes<T, kWidth>;
     const DecodeLaunch d{AttentionLaunch::of<T>(p), decode_splits(p)};
     const int64_t blocks = (decode_rows(p) + kDecodeRows - 1) / kDecodeRows * p.batch * p.heads_kv;
-    const int error = launch("attention_decode", attention_decode_kernel<T, kWidth, kOptions>,
+    const int error = launch("attention_decode", attention_decode_kernel<T, kWidth>,
                              {static_cast<int>(blocks), d.splits, 1}, S::kThreads, S::kShared, stream, d);
     if (error != 0 || d.splits == 1) return error;
-    return launch("attention_merge", attention_merge_kernel<T, kOptions>,
+    return launch("attention_merge", attention_merge_kernel<T>,
                   {static_cast<int>(p.batch * p.heads * p.seqlen_q), 1, 1}, kWarpSize, 0, stream, d);
   }
 };

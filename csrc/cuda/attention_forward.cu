@@ -68,8 +68,8 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
     if (busy) {
       float x[kKeys / 8][4] = {};
       multiply_rows(x, q_tile, warp_row, k_tile(stage));
-      to_logits<T, kOptions>(x, p, s, q, start, start < range.lo_all || start + kKeys > range.hi_all);
-      to_weights<T, kOptions>(x, state, out, unit);
+      tiles_to_logits<T, kOptions>(x, p, s, q, start, start < range.lo_all || start + kKeys > range.hi_all);
+      to_weights<kOptions>(x, state, out, unit);
       if (kOptions && dropout.on) drop(x, p, s, dropout, q, start);
       multiply_scores(out, x, v_tile(stage));
     }
@@ -82,7 +82,7 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   TW_UNROLL for (int h = 0; h < 2; ++h) {
     RowState whole = state[h];
     whole.sum = sum_of_quad(whole.sum);
-    const RowEnd end = end_row<T, kOptions>(p, whole, head);
+    const RowEnd end = end_row<T>(p, whole, head, unit);
     TW_UNROLL for (int c = 0; c < kWidth / 8; ++c) out_tile.store_pair(
         lane / 4 + 8 * h, 8 * c + 2 * (lane % 4), out[c][2 * h] * end.scale, out[c][2 * h + 1] * end.scale);
     if (lane % 4 == 0 && q[h].i < s.seqlen_q) store_statistics(p, s, q[h], end);

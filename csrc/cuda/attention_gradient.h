@@ -6,7 +6,7 @@
 
 namespace tilewright::gpu {
 
-// Of a query: its maximum and 1 / sum from the forward, and delta, the sum of out * dout less dlse. Every weight of a row
+// Of a query: its largest logit and 1 / sum from the forward, and delta, the sum of out * dout less dlse. Every weight of a row
 // that is not there is 0.
 struct RowTerms {
   float top = kInfinity, inverse = 0.0f, delta = 0.0f;
@@ -39,16 +39,23 @@ struct Gradient {
   float logit, score;  // gradients; that of a score is still to be multiplied by the scale
 };
 
-// x: q . k; dweight: dout . v; kept: what dropout multiplies the weight by; cut: as in to_logits.
-template <class T, bool kOptions>
-TW_DEVICE Gradient gradient(const AttentionParams& p, const Sequence& s, const Query& q, int j, const RowTerms& row,
-                            float x, float dweight, float kept, float unit, bool cut) {
-  if ((cut && !sees(p, s, q.i, j)) || (kOptions && q.i >= s.seqlen_q)) return {};
-  float capped = 0.0f;
-  if constexpr (kOptions) x = logit<T>(p, s, q, j, x, &capped);
-  const float weight_before = weight<T, kOptions>(x, row.top, unit) * row.inverse;
-  const float dlogit = weight_before * (dweight * kept - row.delta);
-  return {weight_before * kept, dlogit, dlogit * (1.0f - capped * capped)};
+// Of tiles of pairs of a query and a key: use(n, e, gradient). x: q . k, which becomes logits; dweight: dout . v; kept: a
+// bit for each weight that dropout keeps; cut: length, causal bound or window exclude some.
+template <class T, bool kOptions, int kTiles, class QueryOf, class KeyOf, class RowOf, class Use>
+TW_DEVICE void to_gradients(float (&x)[kTiles][4], const float (&dweight)[kTiles][4], const AttentionParams& p,
+                            const Sequence& s, QueryOf query_of, KeyOf key_of, RowOf row_of, uint32_t kept,
+                            float dropout_scale, float unit, bool cut, Use use) {
+  float capped[kTiles][4] = {};
+  if constexpr (kOptions) to_logits<T>(x, capped, p, s, query_of, key_of);
+  TW_UNROLL for (int n = 0; n < kTiles; ++n) TW_UNROLL for (int e = 0; e < 4; ++e) {
+    const RowTerms row = row_of(n, e);
+    const float factor = kept >> (4 * n + e) & 1 ? dropout_scale : 0.0f;
+    const float weight_before = weight<kOptions>(x[n][e], row.top, unit) * row.inverse;
+    const float dlogit = weight_before * (dweight[n][e] * factor - row.delta);
+    Gradient g{weight_before * factor, dlogit, dlogit * (1.0f - capped[n][e] * capped[n][e])};
+    if (cut && !sees(s, query_of(n, e).i, key_of(n, e))) g = {};
+    use(n, e, g);
+  }
 }
 
 }  // namespace tilewright::gpu

@@ -25,18 +25,21 @@ struct AttentionLaunch {
 };
 
 // Whether something happens to a score besides scaling. Then softmax works on logits; else on q . k itself, whose scale is
-// part of the exponential. (A sink is divided by it: a scale next to 0 would be too small for that.)
+// part of the exponential. (Not where that is next to 0: an excluded score is -inf before it is scaled.)
 inline bool has_options(const AttentionParams& p) {
   return p.mask.data != nullptr || p.alibi_slopes.data != nullptr || p.softcap > 0.0 || p.rng != nullptr ||
          p.scale < 1e-30;
 }
 
 // Kernel::run<T, kWidth, kOptions>(params, stream), kWidth being what head dims are padded to: the compile-time axes of
-// every attention kernel.
+// every attention kernel. Where products take most of the time, of float32 and of wide heads, one instance serves calls with
+// options and without, and the build is shorter by a quarter.
 template <class Kernel, class T, int kWidth>
 int launch_width(const AttentionParams& p, Stream stream) {
-  return has_options(p) ? Kernel::template run<T, kWidth, true>(p, stream)
-                        : Kernel::template run<T, kWidth, false>(p, stream);
+  if constexpr (sizeof(T) == 2 && kWidth <= 128) {
+    if (!has_options(p)) return Kernel::template run<T, kWidth, false>(p, stream);
+  }
+  return Kernel::template run<T, kWidth, true>(p, stream);
 }
 template <class Kernel, class T>
 int launch_type(const AttentionParams& p, Stream stream) {

@@ -6,15 +6,11 @@
 namespace tilewright::gpu {
 namespace {
 
-// A block has a tile of the mask, 16 rows to a warp; the operands lie in shared memory once: they are not read ahead.
-template <class T, int kWidth>
-struct Sizes {
-  static constexpr int kRowBytes = kWidth * int{sizeof(T)};
-  static constexpr int kRows = kRowBytes <= 512 ? 64 : 32, kThreads = 2 * kRows;
-  static constexpr int kKeys = kRowBytes <= 256 ? 64 : 16;
-  static constexpr int kShared = 2 * (kRows + kKeys) * kRowBytes;
-  static_assert(kShared <= 96 * 1024);
-};
+// A block has a tile of the mask, 16 rows to a warp. Head dims are taken kWidth at a time, so one instance serves all of
+// them; the operands lie in shared memory once: they are not read ahead.
+constexpr int kRows = 64, kKeys = 64, kWidth = 64, kThreads = 2 * kRows;
+template <class T>
+constexpr int kShared = 2 * (kRows + kKeys) * kWidth * int{sizeof(T)};
 
 // Of the mask: how many of each it has, 1 where it is broadcast.
 struct MaskSizes {
@@ -31,12 +27,10 @@ struct Span {
   int begin, end;
 };
 
-template <class T, int kWidth>
-TW_KERNEL((Sizes<T, kWidth>::kThreads))
+template <class T>
+TW_KERNEL(kThreads)
 attention_mask_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
-  using S = Sizes<T, kWidth>;
   using Matrix = Tile<T, kWidth>;
-  constexpr int kRows = S::kRows, kKeys = S::kKeys;
   const AttentionParams& p = l.call;
   const MaskSizes mask(p);
   const auto memory = shared_memory<T>();
@@ -65,12 +59,24 @@ attention_mask_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
         for (int start = keys.begin; start < keys.end; start += kKeys) {
           if (start + kKeys <= range.lo || start >= range.hi) continue;
           const int64_t kv_head = head / (p.heads / p.heads_kv);
-          sync_block();  // the last tile has been read
-          q_tile.copy(kRows, find_rows<const T>(p.q, s, head, s.first_q), first, s.seqlen_q, head_dim, l.wide);
-          dout_tile.copy(kRows, find_rows<const T>(p.dout, s, head, s.first_q), first, s.seqlen_q, head_dim_v, l.wide);
-          k_tile.copy(kKeys, find_key_rows<const T>(p, p.k, s, kv_head), start, s.seqlen_k, head_dim, l.wide);
-          v_tile.copy(kKeys, find_key_rows<const T>(p, p.v, s, kv_head), start, s.seqlen_k, head_dim_v, l.wide);
-          commit_copies();
+          float x[kKeys / 8][4] = {}, dx[kKeys / 8][4] = {};
+          for (int column = 0; column < head_dim || column < head_dim_v; column += kWidth) {
+            const auto from = [&](auto row) { return [=](int64_t i) { return row(i) + column; }; };
+            const auto q_rows = from(find_rows<const T>(p.q, s, head, s.first_q));
+            const auto dout_rows = from(find_rows<const T>(p.dout, s, head, s.first_q));
+            const auto k_rows = from(find_key_rows<const T>(p, p.k, s, kv_head));
+            const auto v_rows = from(find_key_rows<const T>(p, p.v, s, kv_head));
+            sync_block();  // the last ones have been read
+            q_tile.copy(kRows, q_rows, first, s.seqlen_q, head_dim - column, l.wide);
+            dout_tile.copy(kRows, dout_rows, first, s.seqlen_q, head_dim_v - column, l.wide);
+            k_tile.copy(kKeys, k_rows, start, s.seqlen_k, head_dim - column, l.wide);
+            v_tile.copy(kKeys, v_rows, start, s.seqlen_k, head_dim_v - column, l.wide);
+            commit_copies();
+            wait_for_copies<0>();
+            sync_block();
+            multiply_rows(x, q_tile, warp_row, k_tile);
+            multiply_rows(dx, dout_tile, warp_row, v_tile);
+          }
           Query q[2];
           RowTerms row[2];
           TW_UNROLL for (int h = 0; h < 2; ++h) {
@@ -78,18 +84,12 @@ attention_mask_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
             q[h] = Query::of(p, s, head, i);
             row[h] = load_terms(p, s, head, i);
           }
-          wait_for_copies<0>();
-          sync_block();
-          float x[kKeys / 8][4] = {}, dx[kKeys / 8][4] = {};
-          multiply_rows(x, q_tile, warp_row, k_tile);
-          multiply_rows(dx, dout_tile, warp_row, v_tile);
-          TW_UNROLL for (int n = 0; n < kKeys / 8; ++n) {
-            const uint32_t kept = dropout.on ? dropout.kept(p, s, q, start + 8 * n) : 15;
-            TW_UNROLL for (int e = 0; e < 4; ++e) sum[n][e] +=
-                gradient<T, true>(p, s, q[e / 2], start + 8 * n + 2 * (lane % 4) + e % 2, row[e / 2], x[n][e], dx[n][e],
-                                  kept >> e & 1 ? dropout.scale : 0.0f, unit, true)
-                    .logit;
-          }
+          const uint32_t kept = dropout.on ? dropout.kept<kKeys / 8>(p, s, q, start) : ~0u;
+          to_gradients<T, true>(
+              x, dx, p, s, [&](int, int e) -> const Query& { return q[e / 2]; },
+              [&](int n, int e) { return start + 8 * n + 2 * (lane % 4) + e % 2; },
+              [&](int, int e) { return row[e / 2]; }, kept, dropout.scale, unit, true,
+              [&](int n, int e, const Gradient& g) { sum[n][e] += g.logit; });
         }
       }
   }
@@ -114,7 +114,7 @@ attention_mask_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   if (all_rows) {
     for (int c = thread_index(); c < kKeys; c += block_threads()) {
       float of_key = 0.0f;
-      for (int w = 0; w < S::kRows / 16; ++w) of_key += parts.load(w * kKeys + c);
+      for (int w = 0; w < kRows / 16; ++w) of_key += parts.load(w * kKeys + c);
       if (key_tile * kKeys + c < mask.keys) out.store((key_tile * kKeys + c) * p.dmask.stride[3], of_key);
     }
     return;
@@ -127,15 +127,12 @@ attention_mask_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
 }
 
 struct MaskGradient {
-  template <class T, int kWidth, bool kOptions>
+  template <class T, int, bool>
   static int run(const AttentionParams& p, Stream stream) {
-    if constexpr (!kOptions) return 0;  // a mask is an option
-    using S = Sizes<T, kWidth>;
     const MaskSizes mask(p);
-    const Dim3 grid{(mask.keys + S::kKeys - 1) / S::kKeys, (mask.rows + S::kRows - 1) / S::kRows,
-                    mask.batch * mask.heads};
-    return launch("attention_mask_gradient", attention_mask_gradient_kernel<T, kWidth>, grid, S::kThreads, S::kShared,
-                  stream, AttentionLaunch::of<T>(p));
+    const Dim3 grid{(mask.keys + kKeys - 1) / kKeys, (mask.rows + kRows - 1) / kRows, mask.batch * mask.heads};
+    return launch("attention_mask_gradient", attention_mask_gradient_kernel<T>, grid, kThreads, kShared<T>, stream,
+                  AttentionLaunch::of<T>(p));
   }
 };
 

@@ -7,19 +7,18 @@ namespace {
 
 constexpr int kThreads = 256;
 
-template <class T, bool kOptions>
+template <class T>
 TW_KERNEL(kThreads)
 attention_sink_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   const AttentionParams& p = l.call;
   const int head = block_x();
-  const float unit = logit_unit<kOptions>(p);
-  const float sink = load_float<T>(p.sinks.data, p.sinks_dtype, head * p.sinks.stride[0]) / unit;
+  const float sink = load_float<T>(p.sinks.data, p.sinks_dtype, head * p.sinks.stride[0]);
   float sum = 0.0f;
   for (int b = 0; b < p.batch; ++b) {
     const Sequence s = find_sequence(p, b);
     for (int i = thread_index(); i < s.seqlen_q; i += kThreads) {
       const RowTerms row = load_terms(p, s, head, i);
-      sum -= weight<T, kOptions>(sink, row.top, unit) * row.inverse * row.delta;
+      sum -= weight<true>(sink, row.top, 1.0f) * row.inverse * row.delta;
     }
   }
   TW_UNROLL for (int step = kWarpSize / 2; step > 0; step /= 2) sum += shuffle_xor(sum, step);
@@ -33,11 +32,10 @@ attention_sink_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
 }
 
 struct SinkGradient {
-  template <class T, int, bool kOptions>
+  template <class T, int, bool>
   static int run(const AttentionParams& p, Stream stream) {
-    return launch("attention_sink_gradient", attention_sink_gradient_kernel<T, kOptions>,
-                  {static_cast<int>(p.heads), 1, 1}, kThreads, kThreads / kWarpSize * int{sizeof(float)}, stream,
-                  AttentionLaunch::of<T>(p));
+    return launch("attention_sink_gradient", attention_sink_gradient_kernel<T>, {static_cast<int>(p.heads), 1, 1},
+                  kThreads, kThreads / kWarpSize * int{sizeof(float)}, stream, AttentionLaunch::of<T>(p));
   }
 };
 

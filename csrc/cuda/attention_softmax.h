@@ -18,21 +18,13 @@ template <bool kOptions>
 TW_DEVICE float logit_unit(const AttentionParams& p) {
   return kOptions ? 1.0f : static_cast<float>(p.scale);
 }
-// exp(logit - maximum); top is finite. Of 16-bit types in one instruction before the exponential; its rounding of the
-// maximum is the same for a whole row. float32 has the largest weight at exactly 1, and with options a logit of the lowest
-// float, which times log2(e) would overflow.
-template <class T, bool kOptions>
+// exp(logit - top), top being a logit as well, and finite. Without options in one instruction before the exponential; its
+// rounding of top is the same for a whole row. With options, so always of float32, the largest weight is exactly 1, and the
+// lowest float, which times log2(e) would overflow, may be a logit.
+template <bool kOptions>
 TW_DEVICE float weight(float x, float top, float unit) {
-  const float factor = unit * kLog2E;
-  if constexpr (kOptions || sizeof(T) == 4) return exp2_fast((x - top) * factor);
-  return exp2_fast(fused_multiply_add(x, factor, -(top * factor)));
-}
-// exp(old - maximum), of two row maxima: weights relative to the one become relative to the other.
-template <class T, bool kOptions>
-TW_DEVICE float rescaled(float old, float top, float unit) {
-  const float factor = unit * kLog2E;
-  if constexpr (kOptions || sizeof(T) == 4) return exp2_fast((old - top) * factor);
-  return exp2_fast(old * factor - top * factor);
+  if constexpr (kOptions) return exp2_fast((x - top) * kLog2E);
+  return exp2_fast(fused_multiply_add(x, unit * kLog2E, -(top * kLog2E)));
 }
 // -inf - -inf would be NaN.
 TW_DEVICE float finite(float top) { return top == -kInfinity ? 0.0f : top; }
@@ -40,21 +32,21 @@ TW_DEVICE float finite(float top) { return top == -kInfinity ? 0.0f : top; }
 // Tiles of q . k, keys from `start` on, become logits; -inf where a pair is excluded. cut: length, causal bound or window
 // exclude some.
 template <class T, bool kOptions, int kTiles>
-TW_DEVICE void to_logits(float (&x)[kTiles][4], const AttentionParams& p, const Sequence& s, const Query (&q)[2],
-                         int start, bool cut) {
-  const int lane = lane_index();
-  TW_UNROLL for (int n = 0; n < kTiles; ++n) TW_UNROLL for (int e = 0; e < 4; ++e) {
-    const int j = start + 8 * n + 2 * (lane % 4) + e % 2;
-    if (cut && !sees(p, s, q[e / 2].i, j)) {
-      x[n][e] = -kInfinity;
-    } else if constexpr (kOptions) {
-      if (q[e / 2].i < s.seqlen_q) x[n][e] = logit<T>(p, s, q[e / 2], j, x[n][e]);
-    }
+TW_DEVICE void tiles_to_logits(float (&x)[kTiles][4], const AttentionParams& p, const Sequence& s, const Query (&q)[2],
+                               int start, bool cut) {
+  const auto query_of = [&](int, int e) -> const Query& { return q[e / 2]; };
+  const auto key_of = [&](int n, int e) { return start + 8 * n + 2 * (lane_index() % 4) + e % 2; };
+  if constexpr (kOptions) {
+    float capped[kTiles][4];
+    to_logits<T>(x, capped, p, s, query_of, key_of);
   }
+  if (cut)
+    TW_UNROLL for (int n = 0; n < kTiles; ++n)
+        TW_UNROLL for (int e = 0; e < 4; ++e) if (!sees(s, query_of(n, e).i, key_of(n, e))) x[n][e] = -kInfinity;
 }
 
 // Logits become weights relative to the row's maximum so far; what was summed up before is rescaled to it.
-template <class T, bool kOptions, int kTiles, int kColumnTiles>
+template <bool kOptions, int kTiles, int kColumnTiles>
 TW_DEVICE void to_weights(float (&x)[kTiles][4], RowState (&state)[2], float (&out)[kColumnTiles][4], float unit) {
   TW_UNROLL for (int h = 0; h < 2; ++h) {
     float top = -kInfinity;
@@ -63,11 +55,11 @@ TW_DEVICE void to_weights(float (&x)[kTiles][4], RowState (&state)[2], float (&o
     top = max_of(top, shuffle_xor(top, 2));
     const float old = state[h].top;
     state[h].top = max_of(old, top);
-    const float base = finite(state[h].top), rescale = rescaled<T, kOptions>(old, base, unit);
+    const float base = finite(state[h].top) * unit, rescale = weight<kOptions>(old, base, unit);
     state[h].sum *= rescale;
     TW_UNROLL for (int c = 0; c < kColumnTiles; ++c) out[c][2 * h] *= rescale, out[c][2 * h + 1] *= rescale;
     TW_UNROLL for (int n = 0; n < kTiles; ++n) TW_UNROLL for (int e = 2 * h; e < 2 * h + 2; ++e) {
-      x[n][e] = weight<T, kOptions>(x[n][e], base, unit);
+      x[n][e] = weight<kOptions>(x[n][e], base, unit);
       state[h].sum += x[n][e];
     }
   }
@@ -76,30 +68,29 @@ TW_DEVICE void to_weights(float (&x)[kTiles][4], RowState (&state)[2], float (&o
 template <int kTiles>
 TW_DEVICE void drop(float (&x)[kTiles][4], const AttentionParams& p, const Sequence& s, const Dropout& dropout,
                     const Query (&q)[2], int start) {
-  TW_UNROLL for (int n = 0; n < kTiles; ++n) {
-    const uint32_t kept = dropout.kept(p, s, q, start + 8 * n);
-    TW_UNROLL for (int e = 0; e < 4; ++e) if ((kept >> e & 1) == 0) x[n][e] = 0.0f;
-  }
+  const uint32_t kept = dropout.kept<kTiles>(p, s, q, start);
+  TW_UNROLL for (int n = 0; n < kTiles; ++n) TW_UNROLL for (int e = 0; e < 4; ++e) if ((kept >> (4 * n + e) & 1) == 0)
+      x[n][e] = 0.0f;
 }
 
-// What becomes of a finished row: `scale` its weighted sum; top and inverse are what the backward reads.
+// What becomes of a finished row: `scale` its weighted sum; top, a logit, and inverse are what the backward reads.
 struct RowEnd {
   float scale, lse, top, inverse;
 };
-template <class T, bool kOptions>
-TW_DEVICE RowEnd end_row(const AttentionParams& p, RowState state, int head) {
-  const float unit = logit_unit<kOptions>(p);
+template <class T>
+TW_DEVICE RowEnd end_row(const AttentionParams& p, RowState state, int head, float unit) {
+  state.top *= unit;
   float rescale = 1.0f;
   if (p.sinks.data != nullptr) {
-    const float sink = load_float<T>(p.sinks.data, p.sinks_dtype, head * p.sinks.stride[0]) / unit;
+    const float sink = load_float<T>(p.sinks.data, p.sinks_dtype, head * p.sinks.stride[0]);
     const float joined = max_of(state.top, sink), base = finite(joined);
-    rescale = rescaled<T, kOptions>(state.top, base, unit);
-    state = {joined, state.sum * rescale + weight<T, kOptions>(sink, base, unit)};
+    rescale = weight<true>(state.top, base, 1.0f);
+    state = {joined, state.sum * rescale + weight<true>(sink, base, 1.0f)};
   }
   const float kept = p.rng != nullptr ? static_cast<float>(dropout_scale(p.dropout_p)) : 1.0f;
   if (state.sum == 0.0f) return {0.0f, -kInfinity, kInfinity, 0.0f};  // of an empty row every weight is 0
   const float inverse = 1.0f / state.sum;
-  return {rescale * inverse * kept, state.top * unit + log_exact(state.sum), state.top, inverse};
+  return {rescale * inverse * kept, state.top + log_exact(state.sum), state.top, inverse};
 }
 
 // By one lane of a row.

@@ -59,16 +59,21 @@ TW_DEVICE void load_scores(const SoftmaxParams& p, const RowAt& at, int64_t colu
   } else {
     s[0] = widen(global<T>(p.x).load(at.x + column * p.x_stride)) * static_cast<float>(p.scale);
   }
-  TW_UNROLL for (int i = 0; i < V; ++i) {
-    const int64_t m = at.third + (column + i) * p.mask_stride;
-    bool kept = !p.causal || column + i <= at.index + p.causal_shift;
-    if (p.mask != nullptr && kept) {
-      if (p.mask_dtype == DType::kBool)
-        kept = global<uint8_t>(p.mask).load(m) != 0;
-      else
-        s[i] += load_float<T>(p.mask, p.mask_dtype, m);
-    }
-    if (!kept) s[i] = -kInfinity;
+  const auto each = [&](auto apply) {
+    TW_UNROLL for (int i = 0; i < V; ++i) if (!p.causal || column + i <= at.index + p.causal_shift)
+        apply(s[i], at.third + (column + i) * p.mask_stride);
+    else s[i] = -kInfinity;
+  };
+  if (p.mask == nullptr) {
+    if (p.causal) each([](float&, int64_t) {});
+  } else if (p.mask_dtype == DType::kBool) {
+    each([&](float& x, int64_t m) {
+      if (global<uint8_t>(p.mask).load(m) == 0) x = -kInfinity;
+    });
+  } else if (p.mask_dtype == DType::kFloat32) {
+    each([&](float& x, int64_t m) { x += global<float>(p.mask).load(m); });
+  } else {
+    each([&](float& x, int64_t m) { x += widen(global<T>(p.mask).load(m)); });
   }
 }
 

@@ -179,7 +179,7 @@ MUTANTS = (
     Mutant(
         "backward: softcap's slope is left out",
         "attention_gradient.h",
-        "dlogit * (1.0f - capped * capped)",
+        "dlogit * (1.0f - capped[n][e] * capped[n][e])",
         "dlogit",
         ("attention/softcap/float16",),
     ),

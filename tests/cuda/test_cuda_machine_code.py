@@ -34,21 +34,13 @@ WITHOUT_PRODUCTS = ("attention_merge", "attention_sink_gradient", "kvcache_appen
 WITHOUT_COPIES = ("ffn_few_rows",)
 WITHOUT_LDSM = ("ffn_few_rows", "ffn_product<float, 128, (Layout)2>", "ffn_product<float, 64, (Layout)2>")
 #: Kernels that may use local memory, with the instructions that do: of the forward, and of the backward those that have
-#: more than BACKWARD_SPILLS. float32's operands have three parts, of 256 columns; the softmax kernels keep a row in the
-#: 64 registers that 1024 threads have.
+#: more than BACKWARD_SPILLS. float32's operands come in three parts.
 SPILLS = {
-    "attention_forward<float, 128, true>": 43,
-    "attention_forward<float, 256, false>": 10,
-    "attention_forward<float, 256, true>": 2,
-    "attention_decode<float, 64, false>": 4,
-    "attention_decode<float, 256, false>": 29,
-    "attention_backward_keys<float, 64, false>": 133,
-    "attention_backward_keys<float, 64, true>": 144,
-    "attention_backward_keys<float, 256, false>": 371,
-    "attention_backward_keys<float, 256, true>": 452,
-    "softmax_forward<BFloat16, 8, true>": 8,
-    "softmax_forward<Half, 8, true>": 8,
-    "softmax_forward_looped<float, 1, 0>": 2,
+    "attention_forward<float, 128, true>": 63,
+    "attention_decode<float, 128>": 2,
+    "attention_decode<float, 256>": 2,
+    "attention_backward_keys<float, 64, true>": 136,
+    "attention_backward_keys<float, 256, true>": 440,
 }
 #: Kernels of the backward may use it a little, since larger tiles repay it.
 BACKWARD_SPILLS = 100
