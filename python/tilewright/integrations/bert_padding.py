@@ -8,6 +8,14 @@ from torch import Tensor
 
 from ..ops._checks import shape
 
+__all__ = [
+    "index_first_axis",
+    "index_put_first_axis",
+    "pad_input",
+    "unpad_input",
+    "unpad_input_for_concatenated_sequences",
+]
+
 
 def index_first_axis(input: Tensor, indices: Tensor) -> Tensor:
     """``flash_attn.bert_padding.index_first_axis``: rows ``indices`` (n,) of input (rows, ...). Differentiable."""

@@ -154,7 +154,7 @@ def _modules() -> dict[str, ModuleType]:
 
 
 def _public(module: ModuleType) -> dict[str, Any]:
-    return {n: f for n, f in vars(module).items() if getattr(f, "__module__", None) == module.__name__ and n[0] != "_"}
+    return {name: getattr(module, name) for name in module.__all__}
 
 
 class _Distribution(importlib.metadata.Distribution):

@@ -13,6 +13,14 @@ from torch import Tensor
 from ..ops._checks import accumulator, check_device, check_float_tensor, check_lengths, shape
 from .flash_attn_options import as_int
 
+__all__ = [
+    "RotaryEmbedding",
+    "apply_rotary_emb",
+    "apply_rotary_emb_func",
+    "apply_rotary_emb_kv_",
+    "apply_rotary_emb_qkv_",
+]
+
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """x (..., H, D), cos and sin (..., 1, R / 2): the first R features turned in pairs, the others as they are."""
@@ -117,3 +125,149 @@ def _packed_positions(cu_seqlens: Tensor, offsets: Any, x: Tensor) -> Tensor:
         return within + as_int("seqlen_offsets", offsets)
     check_lengths("seqlen_offsets", offsets.int(), batch, "one offset per sequence", x)
     return within + offsets[sequence]
+
+
+#: The older name of the same function.
+apply_rotary_emb_func = apply_rotary_emb
+
+
+def apply_rotary_emb_qkv_(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    cos_k: Tensor | None = None,
+    sin_k: Tensor | None = None,
+    interleaved: bool = False,
+    seqlen_offsets: int | Tensor = 0,
+    num_heads_q: int | None = None,
+) -> Tensor:
+    """``flash_attn.layers.rotary.apply_rotary_emb_qkv_``: rotates queries and keys in place, and returns qkv.
+
+    Args:
+        qkv: (B, S, 3, H, D), or (B, S, num_heads_q + 2 * Hkv, D) with num_heads_q.
+        cos, sin, cos_k, sin_k: (positions, rotary_dim / 2); the keys' are the queries' when None.
+        interleaved, seqlen_offsets: as in :func:`apply_rotary_emb`.
+    """
+    check_float_tensor("qkv", qkv)
+    if qkv.dim() == 5 and qkv.shape[2] == 3:
+        q, k = qkv[:, :, 0], qkv[:, :, 1]
+    elif qkv.dim() == 4 and num_heads_q is not None and (others := qkv.shape[2] - num_heads_q) >= 0 == others % 2:
+        q, k = qkv[:, :, :num_heads_q], qkv[:, :, num_heads_q : num_heads_q + others // 2]
+    else:
+        raise ValueError(
+            f"qkv of shape {shape(qkv)} with num_heads_q={num_heads_q} must be (B, S, 3, H, D), or "
+            "(B, S, num_heads_q + 2 * Hkv, D) with num_heads_q"
+        )
+    apply_rotary_emb(q, cos, sin, interleaved, True, seqlen_offsets)
+    apply_rotary_emb(
+        k, cos if cos_k is None else cos_k, sin if sin_k is None else sin_k, interleaved, True, seqlen_offsets
+    )
+    return qkv
+
+
+def apply_rotary_emb_kv_(
+    kv: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, seqlen_offsets: int | Tensor = 0
+) -> Tensor:
+    """``flash_attn.layers.rotary.apply_rotary_emb_kv_``: rotates the keys of kv (B, S, 2, Hkv, D) in place; returns kv.
+
+    The other arguments are those of :func:`apply_rotary_emb`.
+    """
+    check_float_tensor("kv", kv)
+    if kv.dim() != 5 or kv.shape[2] != 2:
+        raise ValueError(f"kv has shape {shape(kv)}; it must be (B, S, 2, Hkv, D)")
+    apply_rotary_emb(kv[:, :, 0], cos, sin, interleaved, True, seqlen_offsets)
+    return kv
+
+
+class RotaryEmbedding(torch.nn.Module):
+    """``flash_attn.layers.rotary.RotaryEmbedding``: tables of cosines and sines, made as far as they are needed.
+
+    Args:
+        dim: how many features of each head are rotated; even.
+        base: the wave length of feature pair i is 2 pi * base ** (2 i / dim) positions.
+        interleaved: as in :func:`apply_rotary_emb`.
+        scale_base: XPos (Sun et al., 2022): queries are scaled by position / scale_base, keys inversely. None: neither.
+        device: where the frequencies lie.
+    """
+
+    inv_freq: Tensor
+    scale: Tensor | None
+
+    def __init__(
+        self,
+        dim: int,
+        base: float = 10000.0,
+        interleaved: bool = False,
+        scale_base: float | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim, self.base, self.interleaved, self.scale_base = dim, float(base), interleaved, scale_base
+        self.register_buffer("inv_freq", self._compute_inv_freq(device), persistent=False)
+        steps = torch.arange(0, dim, 2, device=device, dtype=torch.float32)
+        scale = None if scale_base is None else (steps + 0.4 * dim) / (1.4 * dim)
+        self.register_buffer("scale", scale, persistent=False)
+        self._seq_len_cached = 0
+        self._cos_cached: Tensor | None = None
+        self._sin_cached: Tensor | None = None
+        self._cos_k_cached: Tensor | None = None
+        self._sin_k_cached: Tensor | None = None
+
+    def _compute_inv_freq(self, device: torch.device | str | None = None) -> Tensor:
+        return self.base ** (-torch.arange(0, self.dim, 2, device=device, dtype=torch.float32) / self.dim)
+
+    def _update_cos_sin_cache(
+        self, seqlen: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        old = self._cos_cached
+        fits = old is not None and seqlen <= self._seq_len_cached and (old.device, old.dtype) == (device, dtype)
+        # Tables made in inference mode cannot be saved for a backward.
+        if fits and not (self.training and old is not None and old.is_inference()):
+            return
+        self._seq_len_cached = seqlen
+        # Angles are float32 whatever the model's dtype: rounded to 16 bits, far positions would be confused.
+        if self.inv_freq.dtype != torch.float32:
+            self.inv_freq = self._compute_inv_freq(self.inv_freq.device)
+        positions = torch.arange(seqlen, device=device, dtype=torch.float32)
+        angles = torch.outer(positions, self.inv_freq.to(device))
+        growth = torch.ones_like(angles)
+        if self.scale is not None and self.scale_base is not None:
+            power = (positions - seqlen // 2) / self.scale_base
+            growth = self.scale.to(device, torch.float32) ** power[:, None]
+            self._cos_k_cached = (angles.cos() / growth).to(dtype)
+            self._sin_k_cached = (angles.sin() / growth).to(dtype)
+        self._cos_cached, self._sin_cached = (angles.cos() * growth).to(dtype), (angles.sin() * growth).to(dtype)
+
+    def forward(
+        self,
+        qkv: Tensor,
+        kv: Tensor | None = None,
+        seqlen_offset: int | Tensor = 0,
+        max_seqlen: int | None = None,
+        num_heads_q: int | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Rotate queries and keys in place.
+
+        Args:
+            qkv: as :func:`apply_rotary_emb_qkv_` takes it; or, with kv, the queries alone, (B, S, H, D).
+            kv: (B, S, 2, Hkv, D), or None.
+            seqlen_offset: the position of the first row, an int or (B,).
+            max_seqlen: how many positions are needed; must be given once before seqlen_offset is a tensor.
+            num_heads_q: how many heads of a four-dimensional qkv are queries.
+
+        Returns:
+            qkv, or (qkv, kv) with kv.
+        """
+        if max_seqlen is not None:
+            self._update_cos_sin_cache(max_seqlen, qkv.device, qkv.dtype)
+        elif isinstance(seqlen_offset, int):
+            self._update_cos_sin_cache(qkv.shape[1] + seqlen_offset, qkv.device, qkv.dtype)
+        cos, sin = self._cos_cached, self._sin_cached
+        if cos is None or sin is None:
+            raise ValueError("max_seqlen is None, and seqlen_offset is a tensor: how many positions are needed?")
+        cos_k, sin_k = self._cos_k_cached, self._sin_k_cached
+        if kv is None:
+            return apply_rotary_emb_qkv_(qkv, cos, sin, cos_k, sin_k, self.interleaved, seqlen_offset, num_heads_q)
+        q = apply_rotary_emb(qkv, cos, sin, self.interleaved, True, seqlen_offset)
+        of_keys = (cos if cos_k is None else cos_k, sin if sin_k is None else sin_k)
+        return q, apply_rotary_emb_kv_(kv, *of_keys, self.interleaved, seqlen_offset)
