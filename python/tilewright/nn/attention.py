@@ -197,12 +197,13 @@ class MultiheadAttention(nn.MultiheadAttention):
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """q, k, v (..., E) in as few matrix products as the identity of the inputs allows."""
         width, bias = self.embed_dim, self.in_proj_bias
-        if self.in_proj_weight is None:
+        if not self._qkv_same_embed_dim:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
             biases = (None,) * 3 if bias is None else bias.chunk(3)
             return tuple(map(F.linear, (query, key, value), weights, biases))
         if query is key and key is value:
-            return F.linear(query, self.in_proj_weight, bias).unflatten(-1, (3, width)).unbind(-2)
+            fused = F.linear(query, self.in_proj_weight, bias).unflatten(-1, (3, width))
+            return cast(tuple[Tensor, ...], fused.unbind(-2))
         sizes = [width, 2 * width] if key is value else [width] * 3
         split = (None,) * len(sizes) if bias is None else bias.split(sizes)
         inputs = (query, key) if key is value else (query, key, value)
