@@ -1,0 +1,238 @@
+"""transformers' MLPs as one call of :func:`tilewright.ffn`: a subclass of each class that we can compute.
+
+A fused class has the same name and the same parameters under the same names, so state dicts, optimizers, checkpoints
+and copies of a model do not notice. It is made when first asked for, as an attribute of this module (where pickle finds
+it), so that importing this needs no transformers.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.ffn import ffn
+from .adjacent import adjacent_rows
+
+#: The classes of transformers.activations and torch.nn that we compute, by our name for them.
+ACTIVATIONS = {
+    "GELUActivation": "gelu",
+    "NewGELUActivation": "gelu_tanh",
+    "FastGELUActivation": "gelu_tanh",
+    "AccurateGELUActivation": "gelu_tanh",
+    "GELUTanh": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+    "SiLUActivation": "silu",
+    "SiLU": "silu",
+    "ReLU": "relu",
+    "ReLUSquaredActivation": "relu2",
+}
+GATED = {"relu": "reglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh", "silu": "swiglu"}
+PLAIN = {name: name for name in ("relu", "relu2", "gelu", "gelu_tanh", "silu")}
+
+
+class Family(NamedTuple):
+    """Classes whose MLP has one shape.
+
+    classes: the modelling module of each class, under transformers.models. method: what the fused class overrides.
+    parts: the layers that are not called any more when it runs fused, each with the class that it must have.
+    activation: where the activation is. activations: those that we compute, by the plain one's name.
+    """
+
+    classes: dict[str, str]
+    method: str
+    forward: Callable[[Any, str, Tensor], Tensor]
+    parts: dict[str, str]
+    activation: str
+    activations: dict[str, str]
+
+
+def _dropout(layer: Any) -> float:
+    return float(layer.p) if layer.training else 0.0
+
+
+def _gpt2(mlp: Any, activation: str, x: Tensor) -> Tensor:
+    # Conv1D holds (in, out); a transposed view is what ffn wants.
+    fc, proj = mlp.c_fc, mlp.c_proj
+    weights = (fc.weight.t(), proj.weight.t())
+    return ffn(x, *weights, b_in=fc.bias, b_out=proj.bias, activation=activation, dropout_p=_dropout(mlp.dropout))
+
+
+def _bert(layer: Any, activation: str, x: Tensor) -> Tensor:
+    inner, output = layer.intermediate.dense, layer.output.dense
+    # Under autocast the model adds its residual in float32, and a fused sum would be in the autocast dtype.
+    fused = not torch.is_autocast_enabled(x.device.type)
+    out = ffn(
+        x,
+        inner.weight,
+        output.weight,
+        b_in=inner.bias,
+        b_out=output.bias,
+        activation=activation,
+        residual=x if fused else None,
+        dropout_p=_dropout(layer.output.dropout),
+    )
+    normed: Tensor = layer.output.LayerNorm(out if fused else out + x)
+    return normed
+
+
+def _llama(mlp: Any, activation: str, x: Tensor) -> Tensor:
+    gate, up, down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    b_in = None if gate.bias is None else torch.cat((gate.bias, up.bias))
+    return ffn(x, adjacent_rows(gate.weight, up.weight), down.weight, b_in=b_in, b_out=down.bias, activation=activation)
+
+
+LINEAR, DROPOUT = "torch.nn.modules.linear.Linear", "torch.nn.modules.dropout.Dropout"
+CONV1D = "transformers.pytorch_utils.Conv1D"
+BERT = "transformers.models.bert.modeling_bert"
+
+FAMILIES = {
+    "gpt2": Family(
+        {"GPT2MLP": "gpt2"},
+        "forward",
+        _gpt2,
+        {"c_fc": CONV1D, "c_proj": CONV1D, "dropout": DROPOUT},
+        "act",
+        PLAIN,
+    ),
+    "bert": Family(
+        {"BertLayer": "bert"},
+        "feed_forward_chunk",
+        _bert,
+        {
+            "intermediate": f"{BERT}.BertIntermediate",
+            "intermediate.dense": LINEAR,
+            "output": f"{BERT}.BertOutput",
+            "output.dense": LINEAR,
+            "output.dropout": DROPOUT,
+        },
+        "intermediate.intermediate_act_fn",
+        PLAIN,
+    ),
+    "llama": Family(
+        {
+            "LlamaMLP": "llama",
+            "MistralMLP": "mistral",
+            "Qwen2MLP": "qwen2",
+            "Qwen3MLP": "qwen3",
+            "GemmaMLP": "gemma",
+            "Gemma2MLP": "gemma2",
+            "Gemma3MLP": "gemma3",
+            "Olmo2MLP": "olmo2",
+            "SmolLM3MLP": "smollm3",
+        },
+        "forward",
+        _llama,
+        {"gate_proj": LINEAR, "up_proj": LINEAR, "down_proj": LINEAR},
+        "act_fn",
+        GATED,
+    ),
+}
+
+
+def modelling_module(folder: str) -> str:
+    return f"transformers.models.{folder}.modeling_{folder}"
+
+
+def is_fused(module: nn.Module) -> bool:
+    return type(module).__module__ == __name__
+
+
+def original_class(module_name: str, class_name: str) -> type | None:
+    """transformers' own class, also while a fused one stands in its place; None in releases that do not have it."""
+    try:
+        found = getattr(importlib.import_module(module_name), class_name, None)
+    except ModuleNotFoundError:
+        return None
+    if found is not None and found.__module__ == __name__:
+        return found.__mro__[1]
+    return found
+
+
+@functools.cache
+def fused_class(base: type, family: str) -> type:
+    """The subclass of ``base`` whose MLP is one call; an instance of ``base`` can be turned into it."""
+    row = FAMILIES[family]
+
+    def initialise(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        base.__init__(self, *args, **kwargs)  # type: ignore[misc]
+        fused_activation(self, family)
+
+    def run(self: nn.Module, x: Tensor) -> Tensor:
+        # Checked at every call: LoRA, quantisation and offloading exchange layers of models that are already built.
+        return row.forward(self, fused_activation(self, family), x)
+
+    members = {"__init__": initialise, row.method: run, "__module__": __name__, "__qualname__": base.__name__}
+    return type(base.__name__, (base,), {**members, "__doc__": f"{base.__name__} on tilewright.ffn."})
+
+
+def __getattr__(name: str) -> type:
+    for family, row in FAMILIES.items():
+        if name in row.classes:
+            base = original_class(modelling_module(row.classes[name]), name)
+            if base is not None:
+                return fused_class(base, family)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def fused_activation(module: nn.Module, family: str) -> str:
+    """The activation of a module's fused call.
+
+    Raises:
+        ValueError: the module cannot run fused.
+    """
+    found = _activation(module, family)
+    if isinstance(found, str):
+        return found
+    raise ValueError(f"{type(module).__name__} cannot run on tilewright.ffn: {why_not(module, family)}")
+
+
+def why_not(module: nn.Module, family: str) -> str | None:
+    """Why a module cannot run fused: its activation, or a layer that is not the plain one any more."""
+    row = FAMILIES[family]
+    for path, layer, accepted in _parts(module, family):
+        if type(layer) is not accepted:
+            return f"its {path} is a {type(layer).__name__}; accepted is {accepted.__module__}.{accepted.__name__}"
+        if not _is_plain(layer):
+            return f"its {path} has hooks or a forward of its own, which one fused call would leave out"
+    if _activation(module, family) is None:
+        given = _follow(module, row.activation)
+        names = sorted(name for name, ours in ACTIVATIONS.items() if ours in row.activations)
+        return f"its activation is {getattr(given, '__name__', type(given).__name__)}; accepted are {', '.join(names)}"
+    return None
+
+
+def _activation(module: nn.Module, family: str) -> str | None:
+    for _, layer, accepted in _parts(module, family):
+        if type(layer) is not accepted or not _is_plain(layer):
+            return None
+    row = FAMILIES[family]
+    kind = type(_follow(module, row.activation))
+    if not kind.__module__.startswith(("transformers.activations", "torch.nn.modules.activation")):
+        return None
+    return row.activations.get(ACTIVATIONS.get(kind.__name__, ""))
+
+
+def _parts(module: nn.Module, family: str) -> list[tuple[str, nn.Module, Any]]:
+    return [(path, _follow(module, path), accepted) for path, accepted in _part_classes(family)]
+
+
+@functools.cache
+def _part_classes(family: str) -> tuple[tuple[str, type], ...]:
+    rows = [(path, *name.rsplit(".", 1)) for path, name in FAMILIES[family].parts.items()]
+    return tuple((path, getattr(importlib.import_module(module), name)) for path, module, name in rows)
+
+
+def _follow(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    return not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__)
