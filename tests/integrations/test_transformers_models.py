@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from tiny_transformers import (
@@ -14,6 +12,7 @@ from tiny_transformers import (
     assert_rounding,
     assert_same_gradients,
     build,
+    checkpoint,
     gradients,
     inputs,
     logits,
@@ -47,9 +46,7 @@ def test_training_with_gradient_checkpointing(name: str) -> None:
     model, given = build(name).train(), inputs(name, "right")
     theirs = gradients(model, given)
     model.set_attn_implementation("tilewright")
-    with warnings.catch_warnings():  # renamed in later releases
-        warnings.simplefilter("ignore", FutureWarning)
-        model.gradient_checkpointing_enable()
+    checkpoint(model)
     assert_same_gradients(gradients(model, given), theirs)
 
 

@@ -155,6 +155,11 @@ def assert_rounding(ours: Tensor, theirs: Tensor, what: str, scale: float | None
     assert error <= bound, f"{what}: differs by {error:.2e} from transformers' eager attention, more than {bound:.2e}"
 
 
+def checkpoint(model: Any) -> None:
+    """Gradient checkpointing, by the name that it has in this release of transformers."""
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+
+
 def gradients(model: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
     out = logits(model, given)

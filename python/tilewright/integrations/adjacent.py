@@ -24,7 +24,7 @@ def adjacent_rows(first: Tensor, second: Tensor) -> Tensor:
             return torch.cat((first, second))
         _move_together(first, second)
     if torch.is_grad_enabled() and (first.requires_grad or second.requires_grad):
-        joined: Tensor = _Rows.apply(first, second)
+        joined: Tensor = _Rows.apply(first, second)  # type: ignore[no-untyped-call]
         return joined
     return _view(first, second)
 

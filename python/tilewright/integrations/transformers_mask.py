@@ -105,7 +105,7 @@ def attention_mask(
     places: dict[str, Any] = {"q_length": q_length, "q_offset": q_offset}
     if cache_position is not None:
         places = {"cache_position": cache_position}
-    full: Tensor = sdpa_mask(
+    full: Tensor | None = sdpa_mask(
         batch_size=batch_size,
         kv_length=kv_length,
         kv_offset=kv_offset,
@@ -144,4 +144,4 @@ def _alignment(q_length: int, q_offset: int | Tensor, kv_length: int, kv_offset:
 
 def _is_known(t: Tensor) -> bool:
     """False where a tensor's contents do not exist or may change: while code is traced, compiled or exported."""
-    return type(t) is Tensor and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return type(t) is Tensor and not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None

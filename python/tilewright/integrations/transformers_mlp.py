@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -146,26 +145,33 @@ def is_fused(module: nn.Module) -> bool:
 def original_class(module_name: str, class_name: str) -> type | None:
     """transformers' own class, also while a fused one stands in its place; None in releases that do not have it."""
     try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
+        found: Any = getattr(importlib.import_module(module_name), class_name, None)
     except ModuleNotFoundError:
         return None
     if found is not None and found.__module__ == __name__:
-        return found.__mro__[1]
-    return found
+        found = found.__mro__[1]
+    original: type | None = found
+    return original
 
 
 @functools.cache
 def fused_class(base: type, family: str) -> type:
     """The subclass of ``base`` whose MLP is one call; an instance of ``base`` can be turned into it."""
-    row = FAMILIES[family]
+    row, parts = FAMILIES[family], _part_classes(family)
 
     def initialise(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, *args, **kwargs)  # type: ignore[misc]
-        fused_activation(self, family)
+        check(self)
+
+    def check(self: nn.Module) -> str:
+        activation = _activation(self, row, parts)
+        if activation is None:
+            raise ValueError(f"{type(self).__name__} cannot run on tilewright.ffn: {why_not(self, family)}")
+        return activation
 
     def run(self: nn.Module, x: Tensor) -> Tensor:
         # Checked at every call: LoRA, quantisation and offloading exchange layers of models that are already built.
-        return row.forward(self, fused_activation(self, family), x)
+        return row.forward(self, check(self), x)
 
     members = {"__init__": initialise, row.method: run, "__module__": __name__, "__qualname__": base.__name__}
     return type(base.__name__, (base,), {**members, "__doc__": f"{base.__name__} on tilewright.ffn."})
@@ -180,50 +186,36 @@ def __getattr__(name: str) -> type:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def fused_activation(module: nn.Module, family: str) -> str:
-    """The activation of a module's fused call.
-
-    Raises:
-        ValueError: the module cannot run fused.
-    """
-    found = _activation(module, family)
-    if isinstance(found, str):
-        return found
-    raise ValueError(f"{type(module).__name__} cannot run on tilewright.ffn: {why_not(module, family)}")
-
-
 def why_not(module: nn.Module, family: str) -> str | None:
     """Why a module cannot run fused: its activation, or a layer that is not the plain one any more."""
-    row = FAMILIES[family]
-    for path, layer, accepted in _parts(module, family):
+    row, parts = FAMILIES[family], _part_classes(family)
+    for path, accepted in parts:
+        layer = _follow(module, path)
         if type(layer) is not accepted:
             return f"its {path} is a {type(layer).__name__}; accepted is {accepted.__module__}.{accepted.__name__}"
         if not _is_plain(layer):
             return f"its {path} has hooks or a forward of its own, which one fused call would leave out"
-    if _activation(module, family) is None:
+    if _activation(module, row, parts) is None:
         given = _follow(module, row.activation)
         names = sorted(name for name, ours in ACTIVATIONS.items() if ours in row.activations)
         return f"its activation is {getattr(given, '__name__', type(given).__name__)}; accepted are {', '.join(names)}"
     return None
 
 
-def _activation(module: nn.Module, family: str) -> str | None:
-    for _, layer, accepted in _parts(module, family):
+def _activation(module: nn.Module, row: Family, parts: tuple[tuple[str, Any], ...]) -> str | None:
+    """The activation of the fused call, or None where :func:`why_not` has a reason."""
+    for path, accepted in parts:
+        layer = _follow(module, path)
         if type(layer) is not accepted or not _is_plain(layer):
             return None
-    row = FAMILIES[family]
     kind = type(_follow(module, row.activation))
     if not kind.__module__.startswith(("transformers.activations", "torch.nn.modules.activation")):
         return None
     return row.activations.get(ACTIVATIONS.get(kind.__name__, ""))
 
 
-def _parts(module: nn.Module, family: str) -> list[tuple[str, nn.Module, Any]]:
-    return [(path, _follow(module, path), accepted) for path, accepted in _part_classes(family)]
-
-
 @functools.cache
-def _part_classes(family: str) -> tuple[tuple[str, type], ...]:
+def _part_classes(family: str) -> tuple[tuple[str, Any], ...]:
     rows = [(path, *name.rsplit(".", 1)) for path, name in FAMILIES[family].parts.items()]
     return tuple((path, getattr(importlib.import_module(module), name)) for path, module, name in rows)
 

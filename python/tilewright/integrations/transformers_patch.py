@@ -92,7 +92,7 @@ def _change_model(patch: Patch, model: nn.Module, family: str, attention: bool, 
     classes = FAMILIES[family].classes
     found = [(name, m) for name, m in model.named_modules() if type(m).__name__ in classes and _is_ours(m, family)]
     if not found:
-        raise ValueError(f"{type(model).__name__} has no {', '.join(classes)}; which apply_to_{family} is for")
+        raise ValueError(f"{type(model).__name__} has no {', '.join(classes)}, which apply_to_{family} is for")
     if attention:
         _set_attention(patch, model)
     if not mlp:
