@@ -86,7 +86,9 @@ def assert_near(actual: Tensor, expected: Tensor, what: str, scale: float = 1.0)
     error = (actual.double() - expected).abs().nan_to_num(nan=0.0) if actual.numel() else actual.new_zeros(1)
     same_infinities = torch.equal(actual.isinf(), expected.isinf())
     assert actual.isnan().sum() == 0 and same_infinities, f"{what}: NaN, or infinities that the reference has not"
-    assert error.max() <= limit, f"{what} differs from the float64 reference by {error.max():.2e}, more than {limit:.2e}"
+    assert error.max() <= limit, (
+        f"{what} differs from the float64 reference by {error.max():.2e}, more than {limit:.2e}"
+    )
 
 
 def assert_same_gradients(ours: Callable[[], Tensor], theirs: Callable[[], Tensor], inputs: list[Tensor]) -> None:

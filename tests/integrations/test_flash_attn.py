@@ -174,9 +174,16 @@ SIGNATURES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("q", "k_cache", "v_cache"),
         {
             **dict.fromkeys(("k", "v", "rotary_cos", "rotary_sin", "cache_seqlens", "cache_batch_idx")),
-            **{"cache_leftpad": None, "block_table": None, "softmax_scale": None, "causal": False},
-            **{"window_size": (-1, -1), "softcap": 0.0, "rotary_interleaved": True, "alibi_slopes": None},
-            **{"num_splits": 0, "return_softmax_lse": False},
+            "cache_leftpad": None,
+            "block_table": None,
+            "softmax_scale": None,
+            "causal": False,
+            "window_size": (-1, -1),
+            "softcap": 0.0,
+            "rotary_interleaved": True,
+            "alibi_slopes": None,
+            "num_splits": 0,
+            "return_softmax_lse": False,
         },
     ),
 }
@@ -221,5 +228,5 @@ def test_wrong_packed_shapes_are_named() -> None:
         fa.flash_attn_qkvpacked_func(r(B, SQ, 2, H, D))
     with pytest.raises(ValueError, match=r"kv has shape .* must be \(B, S, 2, Hkv, D\)"):
         fa.flash_attn_kvpacked_func(r(B, SQ, H, D), r(B, SK, 3, H, D))
-    with pytest.raises(TypeError, match="qkv must be a torch.Tensor"):
+    with pytest.raises(TypeError, match="qkv must be a torch"):
         fa.flash_attn_qkvpacked_func([1])
