@@ -11,6 +11,7 @@ import typer
 from .console import UserError
 from .demo import demo
 from .explain import explain
+from .explain_attention import explain_attention
 from .generate import generate
 from .info import info
 from .tune import tune
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(info)
 app.command()(explain)
+app.command()(explain_attention)
 app.command()(verify)
 app.command()(tune)
 app.command()(generate)
