@@ -143,6 +143,13 @@ def test_compiles_as_one_graph(probabilities: bool) -> None:
     assert inputs[0].grad is not None
 
 
+def test_compiles_with_dropout_and_probabilities() -> None:
+    inputs = qkv()
+    step = torch.compile(fa.flash_attn_func, fullgraph=True, backend="aot_eager")
+    out, _, dropped = step(*inputs, 0.3, return_attn_probs=True)
+    assert_near(out, attend_batch(*inputs, kept=dropped >= 0, dropout_p=0.3)[0], "compiled out")
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_runs_on_the_backend_of_the_context(backend: str) -> None:
     inputs = qkv()
