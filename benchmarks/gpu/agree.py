@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from .process import Answer, Worker
-from .run import OURS, Outcome, Run
+from tilewright.bench.measure import OURS
+from tilewright.bench.process import Answer, Worker
+
+from .run import Outcome, Run
 from .stages import Progress
 
 #: Of every op, cases whose inputs are the same on every device (dropout's seed is drawn on the device).
@@ -34,7 +36,7 @@ RERUN = (
     "softmax forward 262144",
     "ffn forward 768/3072 gelu_tanh rows 32768",
 )
-RERUN_TINY = ("attention forward d16 causal S32", "softmax forward 100")
+RERUN_TINY = ("attention forward d16 causal S32 gqa 4/2 float32", "softmax forward 100 float32")
 
 
 def agree(run: Run, seconds: float) -> Outcome:
@@ -91,7 +93,7 @@ def rerun(run: Run, deadline: float) -> list[dict[str, Any]]:
     """A row for each item and backend."""
     worker = run.worker("agree.log")
     rows = []
-    settings = {"device": run.device, "shapes": "tiny" if run.rehearsal else "full", "timed": False}
+    settings = {"device": run.device, "shapes": "tiny" if run.rehearsal else "gpu", "timed": False}
     names = RERUN_TINY if run.rehearsal else RERUN
     try:
         for what in names:

@@ -9,12 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .process import Worker, run_logged
+from tilewright.bench.process import Worker, run_logged
 
 ROOT = Path(__file__).resolve().parents[2]
-
-#: What the names of tilewright's providers begin with; the backend follows.
-OURS = "tilewright "
 
 
 @dataclass

@@ -11,7 +11,8 @@ import time
 import zlib
 from typing import Any
 
-from .process import Answer, run_pool
+from tilewright.bench.process import Answer, run_pool
+
 from .run import ROOT, Outcome, Run
 from .sanitize import WATCHED
 

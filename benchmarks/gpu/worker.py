@@ -1,62 +1,15 @@
-"""The child's side of a worker: verification cases and benchmark items, one request at a time."""
+"""The child's side of a worker: the benchmark's items, and verification cases, one request at a time."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import traceback
-from collections.abc import Callable
 from typing import Any
 
-Send = Callable[[dict[str, Any]], None]
+from tilewright.bench import worker
+from tilewright.bench.worker import Send
 
 
 def serve() -> None:
-    """Answer requests until standard input ends. What libraries print goes to the log, which is standard error."""
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def send(message: dict[str, Any]) -> None:
-        channel.write(json.dumps(message) + "\n")
-        channel.flush()
-
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            result = HANDLERS[request["do"]](request, send)
-        except Exception as error:  # whatever went wrong is the answer; the log has the rest
-            traceback.print_exc()
-            result = {"raised": in_words(error)}
-        broken = _device_broken()
-        send({**result, "done": True, "exiting": broken is not None, **({"device": broken} if broken else {})})
-        if broken:
-            return
-
-
-def in_words(error: BaseException) -> str:
-    """One line, of which the first sentences matter."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
-
-
-def _device_broken() -> str | None:
-    """After an illegal access every further call on the device fails: the process is then of no more use."""
-    import torch
-
-    if not torch.cuda.is_initialized():
-        return None
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError as error:
-        return in_words(error)
-    return None
-
-
-def _environment(request: dict[str, Any], send: Send) -> dict[str, Any]:
-    from tilewright.bench.environment import environment
-
-    return {"environment": environment()}
+    worker.serve(HANDLERS)
 
 
 def _cases(request: dict[str, Any], send: Send) -> dict[str, Any]:
@@ -94,7 +47,7 @@ def _distance(request: dict[str, Any], send: Send) -> dict[str, Any]:
     """Between the tensors in two files: within what rounding each of them makes of it?"""
     import torch
 
-    from . import measure
+    from tilewright.bench import exact
 
     first, second = (torch.load(file) for file in request["files"])
     if first.keys() != second.keys():
@@ -106,7 +59,7 @@ def _distance(request: dict[str, Any], send: Send) -> dict[str, Any]:
         # tensor cores' order or another.
         limit = torch.finfo(a.dtype).eps * (8 if a.dtype == torch.float32 else 1)
         numbers = a.isfinite()
-        distances[name] = measure.distance([a[numbers]], [b[numbers].double()]) if bool(numbers.any()) else 0.0
+        distances[name] = exact.distance([a[numbers]], [b[numbers].double()]) if bool(numbers.any()) else 0.0
         equal[name] = float((a == b).double().mean()) if a.numel() else 1.0
         if not distances[name] <= limit or not torch.equal(a[~numbers].nan_to_num(7.0), b[~numbers].nan_to_num(7.0)):
             wrong.append(f"{name} is {distances[name]:.2g} apart, above {limit:.2g}")
@@ -118,12 +71,11 @@ def _reruns(request: dict[str, Any], send: Send) -> dict[str, Any]:
     """How many of a call's results are not the first one's, bit by bit."""
     import torch
 
-    from . import items, measure
+    from tilewright.bench.measure import Bench
 
     torch.manual_seed(0)
-    bench = measure.Bench(**request["bench"])
-    item = next(i for i in items.all_items(bench.shapes) if i.name == request["item"])
-    function = item.build(bench).providers[request["provider"]]()
+    bench = Bench(**request["bench"])
+    function = worker.find_item(request["item"], bench.shapes).build(bench).providers[request["provider"]]()
 
     def tensors() -> tuple[torch.Tensor, ...]:
         result = function()
@@ -145,27 +97,11 @@ def run_cases(names: list[str], backend: str) -> int:
     return failed
 
 
-def _items(request: dict[str, Any], send: Send) -> dict[str, Any]:
-    from . import items
-
-    return {"items": [i.name for i in items.all_items(request["shapes"])]}
-
-
-def _item(request: dict[str, Any], send: Send) -> dict[str, Any]:
-    from . import items, measure
-
-    bench = measure.Bench(**request["bench"])
-    item = next(i for i in items.all_items(bench.shapes) if i.name == request["item"])
-    return {"rows": measure.run_item(item, bench, request["without"], send)}
-
-
-HANDLERS: dict[str, Callable[..., dict[str, Any]]] = {
-    "environment": _environment,
+HANDLERS: dict[str, worker.Handler] = {
+    **worker.HANDLERS,
     "cases": _cases,
     "case": _case,
     "outputs": _outputs,
     "distance": _distance,
     "reruns": _reruns,
-    "items": _items,
-    "item": _item,
 }

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import agree, items, worker
+from gpu import agree, worker
 from gpu.run import Run
 
+from tilewright.bench import items
 from tilewright.registry import unavailable
 
 
@@ -27,7 +28,7 @@ def test_what_it_names_exists() -> None:
 
     assert set(agree.COMPARED) <= {c.id for c in CASES}
     assert {name.split("/")[0] for name in agree.COMPARED} == set(OPS)
-    assert set(agree.RERUN) <= {i.name for i in items.all_items("full")}
+    assert set(agree.RERUN) <= {i.name for i in items.all_items("gpu")}
     assert set(agree.RERUN_TINY) <= {i.name for i in items.all_items("tiny")}
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import items, main, report, stages
-from gpu.bench import COPY, GEMM
-from gpu.process import Answer
+from gpu import bench, main, report, stages
 from gpu.run import Outcome, Run, slug
+
+from tilewright.bench import items
+from tilewright.bench.items.rooflines import COPY, GEMM
+from tilewright.bench.process import Answer
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +103,7 @@ def test_a_case_that_hangs_or_breaks_the_device_is_a_failure() -> None:
 def test_a_rehearsal_of_the_benchmark_is_marked_and_complete(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     committed = sorted((ROOT / "benchmarks" / "results").iterdir())
     run.backends = ("cpu" if _backends()["cpu"] is None else "reference",)
+    run.deadline = time.monotonic() + 300  # of a machine that does much else
     outcomes = main.run_stages(run, ["bench"])
     gpu = main.gpu_facts(rehearsal=True)
     file = main.write(run, gpu, outcomes, "2020-01-01T00:00:00+00:00")
@@ -110,7 +113,7 @@ def test_a_rehearsal_of_the_benchmark_is_marked_and_complete(run: Run, capsys: p
     assert found["rehearsal"] is True and found["environment"]["packages"]["torch"] == torch.__version__
     assert found["stages"]["bench"]["status"] == "passed", found["stages"]["bench"]["reason"]
     rows = found["bench"]["rows"]
-    assert {r["op"] for r in rows} == {"roofline", "attention", "kvcache_attention", "softmax", "ffn"}
+    assert {r["op"] for r in rows} == {"roofline", *items.OPS} - {"growth"}
     assert "targets" not in found, "a target was judged by tiny shapes"
     ours = [r for r in rows if r["provider"].startswith("tilewright ")]
     assert [r["item"] for r in ours] == [i.name for i in items.all_items("tiny") if i.name not in (GEMM, COPY)]
@@ -121,6 +124,17 @@ def test_a_rehearsal_of_the_benchmark_is_marked_and_complete(run: Run, capsys: p
         assert row["wall"]["samples"] >= 3 and row["result"] > 0
     assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("REHEARSAL, no measurement")
     assert sorted((ROOT / "benchmarks" / "results").iterdir()) == committed
+
+
+def test_a_fault_or_a_missing_roofline_fails_the_stage() -> None:
+    def row(item: str, **more: Any) -> dict[str, Any]:
+        return {"item": item, "provider": "tilewright cpu", "status": "timed", "unit": "GB/s", "result": 1.0, **more}
+
+    rows = [row(GEMM), row(COPY), row("a")]
+    assert bench.judged(rows).status == "passed"
+    outcome = bench.judged([*rows, row("b", fault="102% of the roofline")])
+    assert outcome.status == "failed" and "b, tilewright cpu: 102%" in outcome.reason
+    assert bench.judged(rows[1:]).status == "failed"
 
 
 def _backends() -> dict[str, str | None]:

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 #: Shorter samples are mostly clock and call overhead, so fast functions are called several times per sample.
 SAMPLE_SECONDS = 2e-3
@@ -20,12 +20,30 @@ def milliseconds(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the median of the samples and the values below which 20% and 80% of them lie."""
+    """Seconds of one call: the median of the samples and the values below which 20% and 80% of them lie.
+
+    values: the samples in the order in which they were taken; those of one comparison belong together.
+    """
 
     p50: float
     p20: float
     p80: float
     samples: int
+    values: tuple[float, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "values": [float(f"{v:.5g}") for v in self.values]}
+
+
+class ProviderFailed(Exception):
+    """One of the functions that are timed raised ``problem``."""
+
+    def __init__(self, provider: str, problem: Exception) -> None:
+        super().__init__(f"{provider}: {problem}")
+        self.provider, self.problem = provider, problem
+
+
+Result = TypeVar("Result")
 
 
 class Timer(Protocol):
@@ -41,15 +59,24 @@ class Timer(Protocol):
 
 
 class WallTimer:
-    """Seconds on the wall. synchronize: waits for what was launched, where calls return before their work is done."""
+    """Seconds on the wall. synchronize: waits for what was launched, where calls return before their work is done.
 
-    def __init__(self, synchronize: Callable[[], object] | None = None) -> None:
-        self._synchronize = synchronize
+    between: runs before each sample, which then is one call.
+    """
+
+    def __init__(
+        self, synchronize: Callable[[], object] | None = None, between: Callable[[], object] | None = None
+    ) -> None:
+        self._synchronize, self._between = synchronize, between
 
     def plan(self, function: Callable[[], object]) -> int:
+        if self._between is not None:
+            return 1
         return max(1, round(SAMPLE_SECONDS / max(self.sample(function, 1), 1e-9)))
 
     def sample(self, function: Callable[[], object], calls: int) -> float:
+        if self._between is not None:
+            self._between()
         if self._synchronize is not None:
             self._synchronize()
         start = time.perf_counter()
@@ -65,26 +92,36 @@ def interleave(
     seconds: float,
     at_least: int = 5,
     timer: Timer | None = None,
+    announce: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Timing]:
     """Time the functions for about ``seconds`` in all, one sample of each after the other (A B A B ...).
 
-    What slows the machine down then slows all of them. Each is called twice before anything is measured.
-    timer: the time on the wall, if not given.
+    What slows the machine down then slows all of them. Each is called twice before anything is measured. ProviderFailed
+    names the one that raised. timer: the time on the wall, if not given. announce: is told whose turn it is.
     """
     timer = timer or WallTimer()
+
+    def guarded(name: str, step: Callable[[], Result]) -> Result:
+        announce(name)
+        try:
+            return step()
+        except Exception as problem:
+            raise ProviderFailed(name, problem) from problem
+
     calls = {}
     for name, function in functions.items():
-        function()
-        calls[name] = timer.plan(function)
+        guarded(name, function)
+        calls[name] = guarded(name, lambda f=function: timer.plan(f))  # type: ignore[misc]
     samples: dict[str, list[float]] = {name: [] for name in functions}
     end = time.perf_counter() + seconds
     while functions and (time.perf_counter() < end or len(next(iter(samples.values()))) < at_least):
         for name, function in functions.items():
-            samples[name].append(timer.sample(function, calls[name]))
+            samples[name].append(guarded(name, lambda n=name, f=function: timer.sample(f, calls[n])))  # type: ignore[misc]
     return {name: _summary(values) for name, values in samples.items()}
 
 
 def _summary(values: list[float]) -> Timing:
     ordered = sorted(values)
     last = len(ordered) - 1
-    return Timing(statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)], len(ordered))
+    quantiles = statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)]
+    return Timing(*quantiles, len(ordered), tuple(values))

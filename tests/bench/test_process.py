@@ -1,7 +1,8 @@
-"""Child processes of ``make gpu``: whatever one of them does, its end is an answer, and in time."""
+"""Child processes of a benchmark: whatever one of them does, its end is an answer, and in time."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu import bench
-from gpu.process import Answer, Worker, run_logged, run_pool
+
+from tilewright.bench import session
+from tilewright.bench.process import Answer, Worker, run_logged, run_pool
 
 #: Answers, crashes or hangs as the request says; "try" does what ``peer`` says unless it is to be left out.
 CHILD = """
@@ -41,6 +43,11 @@ def child(tmp_path: Path) -> Worker:
     return Worker([sys.executable, "-u", "-c", CHILD], tmp_path / "child.log", dict(os.environ), tmp_path)
 
 
+def session_of(tmp_path: Path, peer: str, seconds: float) -> session.Session:
+    deadline = time.monotonic() + seconds
+    return session.Session(lambda env: child(tmp_path), {"peer": peer}, deadline, lambda done, of, what: None)
+
+
 def test_a_worker_goes_on_after_it_answered_and_is_replaced_after_it_did_not(tmp_path: Path) -> None:
     worker = child(tmp_path)
     first, second = worker.ask({"do": "answer"}, 20), worker.ask({"do": "answer"}, 20)
@@ -60,19 +67,17 @@ def test_a_worker_goes_on_after_it_answered_and_is_replaced_after_it_did_not(tmp
 def test_a_peer_that_ends_the_process_costs_one_row(
     peer: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "SECONDS_AN_ITEM", 1.5)
-    worker = child(tmp_path)
-    rows = bench.measure_item(worker, "an item", {"peer": peer}, {}, time.monotonic() + 30)
-    worker.close()
+    monkeypatch.setattr(session, "SECONDS_AN_ITEM", 1.5)
+    with contextlib.closing(session_of(tmp_path, peer, 30)) as measured:
+        rows = measured.measure_item("an item", {})
     assert [(r["provider"], r["status"]) for r in rows] == [("good", "timed"), ("peer", status)]
     assert rows[1]["reason"]
 
 
 def test_what_the_time_does_not_allow_is_said(tmp_path: Path) -> None:
-    worker = child(tmp_path)
-    rows = bench.measure_all(worker, ["a", "b"], {"peer": "hang"}, {}, time.monotonic() + 1.0)
-    worker.close()
-    assert [(r["item"], r["status"]) for r in rows] == [("a", "not reached"), ("b", "not reached")]
+    with contextlib.closing(session_of(tmp_path, "hang", 1)) as measured:
+        list(measured.measure_all(["a", "b"]))
+    assert [(r["item"], r["status"]) for r in measured.rows] == [("a", "not reached"), ("b", "not reached")]
 
 
 def test_a_pool_answers_every_request_and_replaces_what_crashed(tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""Every item of a benchmark, the most wanted first: what time does not allow is missing from the end."""
+
+from __future__ import annotations
+
+from ..measure import Item
+from . import attention, decode, ffn, growth, overhead, rooflines, softmax, varlen
+
+#: Sets of shapes: for a GPU and for a CPU, in minutes, and with every shape; "tiny" only shows that all of it runs.
+SETS = ("gpu", "gpu-long", "cpu", "cpu-long", "tiny")
+
+OPS = {
+    "attention": attention.items,
+    "varlen_attention": varlen.items,
+    "kvcache_attention": decode.items,
+    "softmax": softmax.items,
+    "ffn": ffn.items,
+    "growth": growth.items,
+    "overhead": overhead.items,
+}
+
+
+def all_items(shapes: str, ops: tuple[str, ...] = tuple(OPS)) -> list[Item]:
+    """Of these ops, the rooflines before everything else."""
+    found = {op: list(OPS[op](shapes)) for op in ops}
+    if shapes == "gpu":  # those that targets are set for come first
+        aimed = {"attention": 8, "softmax": len(softmax.WIDTHS), "ffn": 2, "kvcache_attention": None, "overhead": None}
+        first = [i for op, count in aimed.items() for i in found.get(op, [])[:count]]
+        names = {i.name for i in first}
+        return [*rooflines.items(shapes), *first, *(i for of in found.values() for i in of if i.name not in names)]
+    return [*rooflines.items(shapes), *(i for of in found.values() for i in of)]
