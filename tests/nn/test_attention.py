@@ -208,3 +208,11 @@ def test_copies_and_pickles() -> None:
     module, x = make(MultiheadAttention), r(L, N, E)
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         torch.testing.assert_close(other(x, x, x), module(x, x, x), rtol=0, atol=0)
+
+
+def test_a_bias_of_another_type_is_taken() -> None:
+    module, x = make(MultiheadAttention, batch_first=True), r(N, L, E)
+    module.in_proj_bias.data.copy_(module.in_proj_bias.half())
+    expected = module(x, x, x)[0]
+    module.in_proj_bias = nn.Parameter(module.in_proj_bias.half())
+    torch.testing.assert_close(module(x, x, x)[0], expected, rtol=0, atol=0)

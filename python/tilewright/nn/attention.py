@@ -196,7 +196,9 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """q, k, v (..., E) in as few matrix products as the identity of the inputs allows."""
-        width, bias = self.embed_dim, self.in_proj_bias
+        width = self.embed_dim
+        # torch takes a bias of another type than the weights too.
+        bias = None if self.in_proj_bias is None else self.in_proj_bias.to(self.out_proj.weight.dtype)
         if not self._qkv_same_embed_dim:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
             biases = (None,) * 3 if bias is None else bias.chunk(3)
