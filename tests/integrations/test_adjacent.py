@@ -60,7 +60,7 @@ def test_a_change_between_forward_and_backward_is_noticed() -> None:
     loss = adjacent_rows(first, second).square().sum()
     with torch.no_grad():
         first.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="modified"):
         loss.backward()
 
 
