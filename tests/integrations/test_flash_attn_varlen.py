@@ -144,18 +144,29 @@ def test_paged_keys(lengths_q: list[int], case: str) -> None:
     assert probabilities.numel() == 0
 
 
-def test_paged_keys_have_gradients() -> None:
-    q, k, v = packed()
+@pytest.mark.parametrize("lengths_q", [LENGTHS_Q, [2, 2, 2, 2]], ids=["mixed", "even"])
+def test_paged_keys_have_gradients(lengths_q: list[int]) -> None:
+    q, k, v = r(sum(lengths_q), H, D), *packed()[1:]
+    cu_q, longest = boundaries(lengths_q), max(lengths_q)
     pages = [pages_of(t, LENGTHS_K, 3, TABLE).nan_to_num(0.0).requires_grad_() for t in (k, v)]
 
     def rows(t: Tensor) -> Tensor:
         return torch.cat([t[TABLE[b].long()].flatten(0, 1)[:n] for b, n in enumerate(LENGTHS_K)])
 
     assert_same_gradients(
-        lambda: fa.flash_attn_varlen_func(q, *pages, *SIZES, causal=True, block_table=TABLE),
-        lambda: expected_of(q, rows(pages[0]), rows(pages[1]), *SIZES[:2], causal=True)[0],
+        lambda: fa.flash_attn_varlen_func(q, *pages, cu_q, SIZES[1], longest, SIZES[3], causal=True, block_table=TABLE),
+        lambda: expected_of(q, rows(pages[0]), rows(pages[1]), cu_q, SIZES[1], causal=True)[0],
         pages,
     )
+
+
+def test_paged_keys_with_dropout() -> None:
+    q, k, v = r(4, H, D), *packed()[1:]
+    pages = [pages_of(t, LENGTHS_K, 3, TABLE) for t in (k, v)]
+    sizes = (boundaries([1] * 4), SIZES[1], 1, SIZES[3])
+    out, _, dropped = fa.flash_attn_varlen_func(q, *pages, *sizes, 0.4, block_table=TABLE, return_attn_probs=True)
+    assert (dropped < 0).any()
+    assert_near(out, expected_of(q, k, v, *sizes[:2], kept=dropped >= 0, dropout_p=0.4)[0], "out", scale=4)
 
 
 def wrong_calls() -> dict[str, tuple[dict[str, Any], type[Exception], str]]:
