@@ -170,12 +170,12 @@ def test_generation_with_left_padding_and_a_window(calls: list[str]) -> None:
 
 def test_transformers_is_itself_again_afterwards() -> None:
     flash = pytest.importorskip("transformers.modeling_flash_attention_utils")
-    checks, is_available = dict(flash.FLASH_ATTENTION_COMPATIBILITY_MATRIX[2]), flash.is_flash_attn_2_available
+    checks = dict(flash.FLASH_ATTENTION_COMPATIBILITY_MATRIX[2])
     with install_as_flash_attn():
         llama(attn_implementation="flash_attention_2")
         assert flash.is_flash_attn_2_available()
     assert flash.FLASH_ATTENTION_COMPATIBILITY_MATRIX[2] == checks
-    assert flash.is_flash_attn_2_available is is_available
+    assert flash.is_flash_attn_2_available is importlib.import_module("transformers.utils").is_flash_attn_2_available
     if importlib.util.find_spec("flash_attn") is None and not torch.cuda.is_available():
         with pytest.raises(ImportError, match="FlashAttention2"):
             llama(attn_implementation="flash_attention_2")
