@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,29 @@ def _select_automatically(op_name: str, call: Any) -> Implementation:
     raise BackendError(f"no backend can serve this {op_name} call:\n{list_reasons(reasons)}")
 
 
+def why_no_kernel(op_name: str, call: Any) -> str | None:
+    """Why automatic selection would leave ``call`` to the reference math, or None when a kernel serves it."""
+    device = call[0].device.type
+    return _join_reasons(device, lambda backend: registry.why_not(op_name, backend, call))
+
+
+def why_no_kernels_on(device_type: str) -> str | None:
+    """Why automatic selection would leave every call on such tensors to the reference math, or None when it would
+    not."""
+    return _join_reasons(device_type, registry.unavailable)
+
+
+def _join_reasons(device_type: str, why_not: Callable[[str], str | None]) -> str | None:
+    reasons = {}
+    for backend in candidates(device_type):
+        if backend != "reference":
+            why = why_not(backend)
+            if why is None:
+                return None
+            reasons[backend] = why
+    return "; ".join(f"{b}: {why}" for b, why in reasons.items()) or f"tilewright has no kernels for {device_type}"
+
+
 def _log_skip(op_name: str, skipped: str, why: str, chosen: str) -> None:
     if (op_name, skipped, why) not in _logged:
         _logged.add((op_name, skipped, why))
@@ -66,11 +90,12 @@ class Explanation:
     chosen: str | None
     how: str
     reasons: dict[str, str | None]
+    notes: str = ""
 
     def __str__(self) -> str:
         verdict = f"runs on {self.chosen}" if self.chosen else "cannot be served"
         lines = {b: reason or "can serve this call" for b, reason in self.reasons.items()}
-        return f"{self.op} {verdict} ({self.how})\n{list_reasons(lines)}"
+        return "\n".join(filter(None, (f"{self.op} {verdict} ({self.how})", list_reasons(lines), self.notes)))
 
 
 def explain_call(op_name: str, call: Any, backend: str | None) -> Explanation:

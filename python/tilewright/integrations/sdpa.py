@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..ops._checks import check_float_tensor, check_like, check_number, shape
-from ..ops.attention import attention
+from ..ops import attention
+from ..ops._checks import autocasting, check_float_tensor, check_like, check_number, shape
 
 
 def _merge_batch(t: Tensor, batch: tuple[int, ...], rank: int) -> Tensor:
@@ -37,9 +38,8 @@ def scaled_dot_product_attention(
     Args:
         query: (..., H, L, E), key: (..., H or Hkv, S, E), value: (..., H or Hkv, S, Ev); 2 or more dimensions; leading
             dimensions broadcast against each other.
-        attn_mask: bool (True attends) or float (added, gets a gradient), broadcastable to (..., H, L, S). Not
-        together with
-            is_causal.
+        attn_mask: bool (True attends) or float (added, gets a gradient), broadcastable to (..., H, L, S). Not together
+            with is_causal. A torch.nn.attention.bias.CausalBias selects its alignment.
         dropout_p: as given, whether or not a model is training.
         is_causal: top-left alignment: query i sees keys j <= i.
         scale: 1 / sqrt(E) when None.
@@ -51,19 +51,43 @@ def scaled_dot_product_attention(
     Raises:
         TypeError, ValueError: where torch raises RuntimeError, in words that name the argument.
     """
+    call, out_shape = prepare(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    return run(call, out_shape, backend=None)
+
+
+def run(call: attention.AttentionCall, out_shape: tuple[int, ...] | None, backend: str | None) -> Tensor:
+    """What :func:`prepare` prepared, on the backend asked for."""
+    out = attention.OP(call, backend)[0]
+    return out if out_shape is None else out.reshape(out_shape)
+
+
+def prepare(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> tuple[attention.AttentionCall, tuple[int, ...] | None]:
+    """The arguments, checked, as a call of attention, and the shape of SDPA's result where attention's is another."""
     for name, t in (("query", query), ("key", key), ("value", value)):
         check_float_tensor(name, t)
         if t.dim() < 2:
             raise ValueError(f"{name} has shape {shape(t)}; it must have 2 or more dimensions, (..., S, E)")
-    if not torch.is_autocast_enabled(query.device.type):
+    if not autocasting(query):
         check_like("key", key, "query", query)
         check_like("value", value, "query", query)
     if not isinstance(is_causal, bool):
         raise TypeError(f"is_causal must be a bool, got {type(is_causal).__name__}")
+    causal = "top_left" if is_causal else None
     if attn_mask is not None and is_causal:
         raise ValueError(
             "attn_mask and is_causal=True were both given; put the causal bound into the mask, or drop one"
         )
+    if is_causal_bias(type(attn_mask)):
+        attn_mask, causal = None, _alignment(attn_mask, query, key)
     if scale is not None:
         scale = check_number("scale", scale)
     if key.shape[-1] != query.shape[-1]:
@@ -77,9 +101,38 @@ def scaled_dot_product_attention(
     q = _merge_batch(query, batch, rank)
     k, v = _merge_batch(key, heads_kv, rank), _merge_batch(value, heads_kv, rank)
     mask = _merge_mask(attn_mask, batch, rank, query, key)
-    out = attention(q, k, v, mask=mask, causal="top_left" if is_causal else None, dropout_p=dropout_p, scale=scale)
-    assert isinstance(out, Tensor)
-    return out if rank == 4 else out.reshape(*batch, query.shape[-2], value.shape[-1])
+    call = attention.prepare(
+        q,
+        k,
+        v,
+        mask=mask,
+        causal=causal,
+        window=None,
+        softcap=0.0,
+        alibi_slopes=None,
+        sinks=None,
+        dropout_p=dropout_p,
+        scale=scale,
+        layout="bhsd",
+        deterministic=False,
+    )
+    return call, None if rank == 4 else (*batch, query.shape[-2], value.shape[-1])
+
+
+def is_causal_bias(kind: type) -> bool:
+    """Whether this is torch.nn.attention.bias.CausalBias: a mask that holds an alignment and no numbers."""
+    # There is one only where that module has been imported, which takes torch two seconds.
+    module = None if kind in (Tensor, type(None)) else sys.modules.get("torch.nn.attention.bias")
+    return module is not None and issubclass(kind, module.CausalBias)
+
+
+def _alignment(bias: Any, query: Tensor, key: Tensor) -> str:
+    lengths = (query.shape[-2], key.shape[-2])
+    if (bias.seq_len_q, bias.seq_len_kv) != lengths:
+        raise ValueError(
+            f"attn_mask is a CausalBias of {bias.seq_len_q} by {bias.seq_len_kv} positions; it must be {lengths}"
+        )
+    return "top_left" if bias.variant.name == "UPPER_LEFT" else "bottom_right"
 
 
 def _batch_shape(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[tuple[int, ...], int]:

@@ -26,8 +26,9 @@ def check_float_tensor(name: str, t: Any) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
     if t.dtype not in FLOATS:
         raise TypeError(f"{name} has dtype {t.dtype}; accepted are float32, float16, bfloat16 and float64")
-    if t.layout != torch.strided:
-        raise TypeError(f"{name} has layout {t.layout}; only dense (torch.strided) tensors are accepted")
+    if t.layout != torch.strided or t.is_nested:  # nested tensors of the older kind call themselves strided
+        layout = "nested" if t.is_nested else t.layout
+        raise TypeError(f"{name} has layout {layout}; only dense (torch.strided) tensors are accepted")
 
 
 def check_like(name: str, t: Any, like_name: str, like: Tensor) -> None:
@@ -100,10 +101,16 @@ def check_lengths(name: str, t: Any, size: int, what: str, like: Tensor) -> None
     check_device(name, t, "q", like)
 
 
+def autocasting(t: Tensor) -> bool:
+    """Whether torch.autocast is on for tensors where ``t`` is. Asking about the meta device raises."""
+    device = t.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under torch.autocast, float32 and half inputs of matrix products take the autocast dtype, as torch's own do."""
     first = tensors[0]
-    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+    if not isinstance(first, Tensor) or not autocasting(first):
         return tensors
     dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(

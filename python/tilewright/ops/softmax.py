@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_causal, check_float_tensor, check_mask, check_number, shape
+from ._checks import autocasting, check_causal, check_float_tensor, check_mask, check_number, shape
 from ._features import tensor_bytes
 from ._op import Cost, Op
 
@@ -49,7 +49,7 @@ def prepare(x: Any, dim: Any, *, scale: Any, mask: Any, causal: Any) -> SoftmaxC
     if not -rank <= dim < rank:
         raise ValueError(f"dim={dim} is out of range for x of shape {shape(x)}; accepted are {-rank} to {rank - 1}")
     dim = dim % rank
-    if x.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(x.device.type):
+    if x.dtype in (torch.float16, torch.bfloat16) and autocasting(x):
         x = x.float()  # softmax is on autocast's float32 list
     scale = check_number("scale", scale)
     if mask is not None:
