@@ -87,9 +87,9 @@ def test_says_what_transformers_says(place: str, side: str, local: int | None) -
     assert torch.equal(allowed(tensor, queries, keys), theirs.expand(BATCH, 1, queries, keys)), "offset in a tensor"
 
 
-@pytest.mark.parametrize("side", ["none", "left"])
+@pytest.mark.parametrize("side", ["none", "all", "left"])
 @pytest.mark.parametrize("local", [None, 5])
-def test_no_square_in_memory(side: str, local: int | None) -> None:
+def test_no_square_in_memory_and_no_keys_without_padding(side: str, local: int | None) -> None:
     mask = attention_mask(
         batch_size=BATCH,
         q_length=4000,
@@ -100,6 +100,7 @@ def test_no_square_in_memory(side: str, local: int | None) -> None:
     )
     assert mask is not None
     assert mask.untyped_storage().nbytes() <= 2 * BATCH * 4000
+    assert (KeyMask.unpack(mask).keys is None) == (side != "left"), "a mask of ones keeps kernels from their fast path"
 
 
 def test_a_copy_that_lost_the_strides_says_the_same() -> None:
