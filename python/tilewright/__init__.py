@@ -7,9 +7,13 @@ from typing import Any
 # The package of this name must be loaded before the function of this name is bound: a later first import would rebind
 # it.
 from . import backends as _backends_package  # noqa: F401
+from . import nn
+from .attention_map import attention_map
+from .attention_record import record_attention
 from .catalog import explain
 from .config import use_backend
 from .errors import BackendError
+from .integrations.replace_sdpa import replace_sdpa
 from .integrations.sdpa import scaled_dot_product_attention
 from .ops.attention import attention
 from .ops.ffn import ffn
@@ -21,11 +25,15 @@ from .registry import backends
 __all__ = [
     "BackendError",
     "attention",
+    "attention_map",
     "backends",
     "explain",
     "ffn",
     "kvcache_attention",
     "log_softmax",
+    "nn",
+    "record_attention",
+    "replace_sdpa",
     "scaled_dot_product_attention",
     "softmax",
     "use_backend",

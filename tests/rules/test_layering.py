@@ -30,6 +30,7 @@ FORBIDDEN = {
     "reference": {"backends", "registry", "dispatch", "models", "verify", "train", "integrations", "cli"},
     "backends": {"dispatch", "models", "verify", "train", "integrations", "cli"},
     "integrations": {"backends", "reference", "registry", "verify", "train", "cli"},
+    "nn": {"backends", "reference", "registry", "dispatch", "models", "verify", "train", "integrations", "cli"},
     "models": {"backends", "reference", "registry", "dispatch", "verify", "train", "integrations", "cli"},
     "train": {"backends", "reference", "registry", "dispatch", "verify", "integrations", "cli"},
     "verify": {"models", "train", "cli"},
