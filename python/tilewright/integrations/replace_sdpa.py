@@ -40,6 +40,15 @@ _SDPA = (F.scaled_dot_product_attention, _aten, _aten.default)
 _FUSED = (torch._native_multi_head_attention, torch._transformer_encoder_layer_fwd)
 
 
+def _while_tracing(function: _Function) -> _Function:
+    """torch.compile calls ``function`` when it traces a call of it, and takes the result for a constant.
+
+    What torch.compiler.assume_constant_result does, without importing the compiler, which takes two seconds.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 class _Inside(threading.local):
     """The block that is running the body of nn.MultiheadAttention, in this thread."""
 
@@ -102,7 +111,7 @@ def _check_kernel(call: Any, requested: str) -> None:
         raise BackendError(f"no kernel can serve this call: {reason}")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_while_tracing
 def _why_no_kernel_on(device: str) -> str | None:
     """The part of :func:`why_no_kernel` that can be told while tracing, when there are no tensors."""
     return why_no_kernels_on(device)
@@ -256,7 +265,7 @@ class replace_sdpa(TorchFunctionMode):
         self._count(str(refusal))
         return out
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @_while_tracing
     def _count(self, refusal: str | None) -> None:
         self._counts.add(refusal)
         _process.add(refusal)
