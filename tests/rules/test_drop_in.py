@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "drop-in.md").read_text()
-SNIPPETS = {
-    title: code for title, code in re.findall(r"^## (.*?)\n(?:(?!^## ).*\n)*?```python\n((?:.*\n)*?)```", PAGE, re.M)
-}
+SNIPPETS = dict(re.findall(r"^## (.*?)\n(?:(?!^## ).*\n)*?```python\n((?:.*\n)*?)```", PAGE, re.M))
 
 
 def test_every_section_has_one() -> None:
