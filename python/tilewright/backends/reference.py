@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops._checks import batching_gradients, transforming
 from ..ops._op import Op
 from ..ops.attention import OP as ATTENTION_OP
 from ..ops.ffn import OP as FFN_OP
@@ -44,11 +45,28 @@ def _in_memory_order(gradient: Tensor, like: Tensor) -> Tensor:
     return gradient if gradient.stride() == like.stride() else like.copy_(gradient)
 
 
+def _pull_back(
+    op: Op, forward: Callable[[Any], tuple[Tensor, ...]], call: Any, grads: tuple[Tensor | None, ...], fields: list[str]
+) -> tuple[Tensor | None, ...]:
+    """The gradients by functorch's own means: inside its transforms autograd.grad sees the innermost one only."""
+    known = [i for i, g in enumerate(grads) if g is not None]
+
+    def outputs(inputs: dict[str, Tensor]) -> list[Tensor]:
+        results = forward(call._replace(**inputs))
+        return [results[i] for i in known]
+
+    pull = torch.func.vjp(outputs, {name: getattr(call, name) for name in fields})[1]
+    (by_field,) = pull([grads[i] for i in known])
+    return tuple(by_field.get(name) for name in op.differentiable)
+
+
 def _by_autograd(op: Op, forward: Callable[[Any], tuple[Tensor, ...]]) -> Implementation:
     def backward(
         call: Any, outputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...], wanted: Sequence[bool]
     ) -> tuple[Tensor | None, ...]:
         fields = [name for name, want in zip(op.differentiable, wanted, strict=True) if want]
+        if transforming():
+            return _pull_back(op, forward, call, grads, fields)
         higher_order = torch.is_grad_enabled()
         with _recording():
             # A view of each input, so that the graph below is separate and yet, for a higher order, hangs on the
@@ -68,7 +86,7 @@ def _by_autograd(op: Op, forward: Callable[[Any], tuple[Tensor, ...]]) -> Implem
                 allow_unused=True,
                 materialize_grads=True,
             )
-        if not higher_order:
+        if not higher_order and not batching_gradients():
             computed = tuple(
                 _in_memory_order(g, op.gradient_like(call, f)) for f, g in zip(fields, computed, strict=True)
             )

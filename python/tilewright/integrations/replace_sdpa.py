@@ -179,8 +179,9 @@ class replace_sdpa(TorchFunctionMode):
     again, in several threads too, and keeps counting. A decorated generator function is inside while it runs and
     outside while it waits; coroutines cannot be decorated, as they share a thread with whatever runs meanwhile.
 
-    Under torch.compile the decision is made, and counted, once per trace. It then rests on the device's kernels being
-    there, not on what each of them says about the call; a requested backend still checks that whenever the code runs.
+    Under torch.compile the decision is made, and counted, while torch traces (which it may start over), not when the
+    code runs. It then rests on the device's kernels being there, not on what each of them says about the call; a
+    requested backend still checks that whenever the code runs.
 
     Args:
         backend: "cuda", "triton", "cpu" or "reference", for every call inside; None: use_backend's choice, or

@@ -101,6 +101,19 @@ def check_lengths(name: str, t: Any, size: int, what: str, like: Tensor) -> None
     check_device(name, t, "q", like)
 
 
+def transforming() -> bool:
+    """Whether a functorch transform (torch.vmap, torch.func.grad) is being applied. Its tensors have no memory."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+_VMAP_MODE = torch._C._parse_dispatch_key("VmapMode")
+
+
+def batching_gradients() -> bool:
+    """Whether a backward is given many gradients at once, by autograd.grad's is_grads_batched or what is made of it."""
+    return torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE)  # type: ignore[arg-type]
+
+
 def autocasting(t: Tensor) -> bool:
     """Whether torch.autocast is on for tensors where ``t`` is. Asking about the meta device raises."""
     device = t.device.type

@@ -8,6 +8,7 @@ has to see an operator (torch.compile, fake tensors, dispatch modes, functorch, 
 
 from __future__ import annotations
 
+import inspect
 import operator
 import typing
 from collections.abc import Callable, Sequence
@@ -16,9 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..config import requested_backend
 from ..dispatch import select
+from ._checks import batching_gradients, transforming
 
 _LIBRARY = torch.library.Library("tilewright", "DEF")
 
@@ -117,8 +120,10 @@ class Op:
 
         Answers the outputs without the intermediates.
         """
+        if forward_ad._current_level >= 0:  # one look at a number; torch has no public question as cheap
+            return self._public(self._run_forward_mode(call))
         compiling = torch.compiler.is_compiling()
-        if not compiling and torch._C._functorch.peek_interpreter_stack() is not None:
+        if not compiling and transforming():
             return self._public(self._transformable.apply(*call, backend or ""))
         if compiling or _must_see_operator(call, self._tensor_indices):
             # The context is read when the operator runs, so that compiled code obeys use_backend as well.
@@ -130,6 +135,21 @@ class Op:
             # Only what may need a gradient is passed through autograd, which looks at every argument.
             return self._as_tuple(self._function.apply(call, requested, *self._get_any_gradient(call)))
         return self._public(self.run_forward(self.without_grad(call), requested))
+
+    def _run_forward_mode(self, call: Any) -> tuple[Tensor, ...]:
+        """Forward-mode differentiation, functorch's jvp included: the reference math itself, whose every operation
+        torch can differentiate in any mode and order."""
+        if not self.differentiable:
+            for t in (call[i] for i in self._tensor_indices):
+                if t is not None and forward_ad.unpack_dual(t).tangent is not None:
+                    raise ValueError(f"{self.name} has no derivatives, and an argument carries a tangent; detach it")
+            return self.run_forward(call, requested_backend(None))
+        if self.check_values is not None:
+            self.check_values(call)
+        call = self.without_grad(call)
+        forward = inspect.unwrap(select(self.name, call, "reference").forward)  # from under its no_grad
+        outputs: tuple[Tensor, ...] = forward(call)
+        return outputs
 
     @property
     def operator(self) -> Any:
@@ -203,8 +223,9 @@ class Op:
         wanted: Sequence[bool],
         requested: str,
     ) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            # create_graph: the reference's gradient can itself be differentiated, a kernel's cannot.
+        if torch.is_grad_enabled() or transforming() or batching_gradients():
+            # create_graph: the reference's gradient can itself be differentiated, a kernel's cannot. Nor can a kernel
+            # take many upstream gradients at once.
             return self.run_backward(call, outputs, grads, wanted, "reference")
         if torch.compiler.is_compiling() or _must_see_operator((*grads, *outputs), range(len(grads) + len(outputs))):
             grads = (*grads, *[None] * (len(outputs) - len(grads)))
@@ -226,7 +247,7 @@ def _getter(indices: tuple[int, ...]) -> Callable[[Any], tuple[Any, ...]]:
 
 def _must_see_operator(values: Any, indices: Any) -> bool:
     """True when something other than plain eager execution is watching: modes, transforms, subclasses."""
-    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._len_torch_dispatch_stack() > 0 or transforming():
         return True
     for i in indices:
         t = values[i]
@@ -296,6 +317,24 @@ def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autogra
 
         setup_context = staticmethod(save_fields)
         backward = staticmethod(backward_by_field)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+            # One call for each entry, so that every backend serves it and further transforms see this very function.
+            def entry(i: int) -> list[Any]:
+                return [a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)]
+
+            def zeros(a: Tensor, dim: int) -> Tensor:
+                return a.new_zeros([n for d, n in enumerate(a.shape) if d != dim])
+
+            apply: Callable[..., Any] = Transformable.apply
+            if info.batch_size == 0:
+                example = [a if d is None else zeros(a, d) for a, d in zip(args, in_dims, strict=True)]
+                stacked = [o.new_empty((0, *o.shape)) for o in op._as_tuple(apply(*example))]
+            else:
+                results = [op._as_tuple(apply(*entry(i))) for i in range(info.batch_size)]
+                stacked = [torch.stack(column) for column in zip(*results, strict=True)]
+            return (tuple(stacked), (0,) * n_outputs) if n_outputs > 1 else (stacked[0], 0)
 
     Eager.__name__ = Eager.__qualname__ = Transformable.__name__ = Transformable.__qualname__ = op.name
     if not op.differentiable:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops._checks import accumulator
+from ..ops._checks import accumulator, transforming
 from ..ops._dropout import dropout_scale
 from ..ops.attention import AttentionCall, empty_output
 from .philox import keep_mask
@@ -101,7 +101,9 @@ def forward(call: AttentionCall, compute_dtype: torch.dtype | None = None) -> tu
         dropout_p=call.dropout_p,
         compute_dtype=compute_dtype,
     )
-    return empty_output(call.q, call.v.shape[3]).copy_(out), lse, no_row_stats(lse, call.keep_stats)
+    if not transforming():
+        out = empty_output(call.q, call.v.shape[3]).copy_(out)
+    return out, lse, no_row_stats(lse, call.keep_stats)
 
 
 def no_row_stats(lse: Tensor, keep_stats: bool) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..ops._checks import accumulator
+from ..ops._checks import accumulator, transforming
 from ..ops.softmax import SoftmaxCall, causal_shift
 
 
@@ -32,6 +32,8 @@ def _exponents(call: SoftmaxCall, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def _like_input(y: Tensor, x: Tensor) -> Tensor:
     """In x's dtype and memory order."""
+    if transforming():
+        return y.to(x.dtype)
     return torch.empty_like(x).copy_(y)
 
 
