@@ -256,6 +256,20 @@ def _must_see_operator(values: Any, indices: Any) -> bool:
     return False
 
 
+def _for_each_entry(function: Callable[..., Any], info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
+    """The vmap rule: one call for each entry, so that every backend serves it, stacked along a new first dimension."""
+    pairs = list(zip(args, in_dims, strict=True))
+    entries: list[list[Any]] = [[a if d is None else a.select(d, i) for a, d in pairs] for i in range(info.batch_size)]
+    if not entries:  # one call tells the shapes
+        shapes = [None if d is None else [n for i, n in enumerate(a.shape) if i != d] for a, d in pairs]
+        entries = [[a if s is None else a.new_zeros(s) for a, s in zip(args, shapes, strict=True)]]
+    results = [function(*entry) for entry in entries]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results)[: info.batch_size], 0
+    stacked = [torch.stack(column)[: info.batch_size] for column in zip(*results, strict=True)]
+    return type(results[0])(stacked), type(results[0])([0] * len(stacked))
+
+
 def _schema_fields(op: Op) -> str:
     hints = typing.get_type_hints(op.call)
     parts = []
@@ -318,23 +332,11 @@ def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autogra
         setup_context = staticmethod(save_fields)
         backward = staticmethod(backward_by_field)
 
-        @staticmethod
-        def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-            # One call for each entry, so that every backend serves it and further transforms see this very function.
-            def entry(i: int) -> list[Any]:
-                return [a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)]
+        vmap = staticmethod(lambda *args: _for_each_entry(Transformable.apply, *args))
 
-            def zeros(a: Tensor, dim: int) -> Tensor:
-                return a.new_zeros([n for d, n in enumerate(a.shape) if d != dim])
-
-            apply: Callable[..., Any] = Transformable.apply
-            if info.batch_size == 0:
-                example = [a if d is None else zeros(a, d) for a, d in zip(args, in_dims, strict=True)]
-                stacked = [o.new_empty((0, *o.shape)) for o in op._as_tuple(apply(*example))]
-            else:
-                results = [op._as_tuple(apply(*entry(i))) for i in range(info.batch_size)]
-                stacked = [torch.stack(column) for column in zip(*results, strict=True)]
-            return (tuple(stacked), (0,) * n_outputs) if n_outputs > 1 else (stacked[0], 0)
+    torch.library.register_vmap(
+        f"tilewright::{op.name}", lambda *args: _for_each_entry(op.operator, *args), lib=_LIBRARY
+    )
 
     Eager.__name__ = Eager.__qualname__ = Transformable.__name__ = Transformable.__qualname__ = op.name
     if not op.differentiable:
@@ -364,6 +366,9 @@ def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autogra
             for name, want in zip(op.differentiable, wanted, strict=True)
         ]
 
+    torch.library.register_vmap(
+        f"tilewright::{op.name}_backward", lambda *args: _for_each_entry(op.backward_operator, *args), lib=_LIBRARY
+    )
     _LIBRARY.impl(f"{op.name}_backward", backward_operator, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tilewright::{op.name}_backward", fake_backward, lib=_LIBRARY)
 
