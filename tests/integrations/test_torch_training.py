@@ -36,7 +36,7 @@ class Block(nn.Module):
 def gradients(run: Callable[[Tensor], Tensor], module: nn.Module, seed: int = 5) -> list[Tensor]:
     """Output and gradients of one step, from the same input and the same state of the generator."""
     torch.manual_seed(seed)
-    x = torch.randn(2, 6, 8, requires_grad=True)
+    x = torch.randn(2, 6, 8, dtype=next(module.parameters()).dtype, requires_grad=True)
     out = run(x)
     found = torch.autograd.grad(out.sin().sum(), [x, *module.parameters()], allow_unused=True)
     return [out, *(g for g in found if g is not None)]
@@ -50,12 +50,11 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.5])
 def test_checkpoints_recompute_the_same_dropout_mask(dropout_p: float) -> None:
-    module = Block(dropout_p)
+    module = Block(dropout_p).double()
     expected = gradients(module, module)
     assert_equal(gradients(lambda x: checkpoint(module, x, use_reentrant=False), module), expected)
     torch.manual_seed(5)
-    x = torch.randn(2, 6, 8, requires_grad=True)
-    module.zero_grad()
+    x = torch.randn(2, 6, 8, dtype=torch.float64, requires_grad=True)
     out = checkpoint(module, x, use_reentrant=True)
     out.sin().sum().backward()
     # The gradients of x, along the residual and through attention, are added in another order.
