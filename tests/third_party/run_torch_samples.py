@@ -46,8 +46,8 @@ MODULES = (
 WITHOUT_WEIGHTS = {"nn.MultiheadAttention": {"need_weights": False}}
 
 #: A sample's error is the mean over its tensors of their largest errors. The median sample's may be RATIO times that of
-#: torch; the worst is chance, in layers that normalise a few numbers. In float64 torch's result is the yardstick, and may
-#: be off as far, in roundings, as its float32 result is: twice that is allowed.
+#: torch; the worst is chance, in layers that normalise a few numbers. In float64 torch's result is the yardstick, and
+#: may be off as far, in roundings, as its float32 result is: twice that is allowed.
 RATIO, RATIO_IN_DOUBLE = 1.1, 2.0
 
 

@@ -15,7 +15,8 @@ from ..ops._checks import autocasting, check_float_tensor, check_like, check_num
 
 def _merge_batch(t: Tensor, batch: tuple[int, ...], rank: int) -> Tensor:
     """(..., S, D) -> (B, H, S, D): leading dimensions are broadcast to ``batch``, the last of them taken as heads."""
-    t = t.expand(*batch, *t.shape[-2:])
+    if t.shape[:-2] != batch:
+        t = t.expand(*batch, *t.shape[-2:])
     if rank == 4:
         return t
     if rank < 4:
@@ -148,6 +149,8 @@ def _batch_shape(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) ->
                 f"query has {heads} heads, which must be a multiple of those of key ({heads_k}) and value ({heads_v})"
             )
         leads = [leads[0], (*leads[1][:-1], 1), (*leads[2][:-1], 1)]
+    if leads[0] == leads[1] == leads[2]:  # the usual case
+        return leads[0], rank
     try:
         return tuple(torch.broadcast_shapes(*leads)), rank
     except RuntimeError:
