@@ -67,7 +67,7 @@ def _attend(
             PAGED, MASKED, CHECK_D, TMA, BLOCK_N,
         )  # fmt: skip
         s = dot(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32))
-        s, _capped = logits(
+        s, _dcap = logits(
             s, i[:, None], j[None, :], mask, stride_mask_q, stride_mask_k, slope, seqlen_q, tl.minimum(seqlen_k, end),
             shift, left, right, scale, softcap, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_LEFT, HAS_RIGHT, MASKED,
         )  # fmt: skip

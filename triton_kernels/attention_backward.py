@@ -44,7 +44,7 @@ def weights_and_gradient(
     to scale * q . k, or with OF_LOGITS to the logits. With AXIS >= 0 the tile has all keys of its rows along that axis,
     and `delta` is dlse."""
     NATURAL: tl.constexpr = MASK == "float" or HAS_ALIBI
-    s, capped = logits(
+    s, dcap = logits(
         s, i, j, mask, stride_mask_q, stride_mask_k, slope, seqlen_q, seqlen_k, shift, left, right, scale, softcap,
         MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_LEFT, HAS_RIGHT, MASKED,
     )  # fmt: skip
@@ -57,7 +57,7 @@ def weights_and_gradient(
         delta = tl.expand_dims(tl.sum(p * dp, AXIS), AXIS) - delta
     ds = p * (dp - delta)
     if HAS_SOFTCAP and not OF_LOGITS:
-        ds = ds * (1.0 - capped * capped)
+        ds = ds * dcap
     return dropped, ds, delta
 
 

@@ -169,14 +169,14 @@ def logits(
     HAS_RIGHT: tl.constexpr,
     MASKED: tl.constexpr,  # the tile has pairs that lengths, bound or window exclude
 ):
-    """From q . k to what softmax_weights takes, excluded pairs at -inf; and tanh(scores / softcap), or s itself.
+    """From q . k to what softmax_weights takes, excluded pairs at -inf; and the derivative of the cap, if there is one.
 
     That is the logits where something is added to the scores, and otherwise what scale * log2(e), or log2(e), is still
     to be multiplied with.
     """
-    capped = s
+    dcap = s
     if HAS_SOFTCAP:
-        capped = tanh(s * (scale / softcap))
+        capped, dcap = tanh(s * (scale / softcap))
         s = capped * softcap
     if MASK == "float" or HAS_ALIBI:
         if not HAS_SOFTCAP:
@@ -192,7 +192,7 @@ def logits(
             s += found.to(tl.float32)
     if MASKED:
         s = tl.where(visible(i, j, seqlen_q, seqlen_k, shift, left, right, HAS_LEFT, HAS_RIGHT), s, float("-inf"))
-    return s, capped
+    return s, dcap
 
 
 # Row maxima are kept in units of log 2, so that a weight is one multiply-add and one exp2; large scores keep the

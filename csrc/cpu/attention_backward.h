@@ -27,11 +27,11 @@ inline int64_t stats_row(const AttentionParams& p, int64_t padded_rows, int64_t 
 // Room for the steps between the products, for tiles of [keys][stride] scores.
 template <class A>
 struct TileBuffers {
-  A *mask, *capped;
+  A *mask, *dcap;
   uint32_t* bits;
   TileBuffers(const AttentionParams& p, int64_t keys, int64_t stride, Carver& carver) {
     mask = carver.take<A>(p.mask.data != nullptr ? keys * kStripLanes<A> : 0);
-    capped = carver.take<A>(p.softcap > 0 ? keys * stride : 0);
+    dcap = carver.take<A>(p.softcap > 0 ? keys * stride : 0);
     bits = carver.take<uint32_t>(p.dropout_p > 0 ? keys * kStripLanes<A> : 0);
   }
 };
@@ -76,10 +76,7 @@ void differentiate_tile(const AttentionParams& p, int vectors, RowStats<A> stats
     for (int64_t j = 0; j < n; ++j, x += stride, g += stride) {
       const Vec<A> e = whole ? load(x) : probability(x);
       Vec<A> gradient = e * (dropped(j, load(g) * scale) - delta);
-      if (through_softcap) {
-        const Vec<A> t = load(buffers.capped + j * stride + base);
-        gradient *= A{1} - t * t;
-      }
+      if (through_softcap) gradient *= load(buffers.dcap + j * stride + base);
       store(x, dropped(j, e));
       store(g, gradient);
     }
@@ -98,7 +95,7 @@ void gradient_tile(const AttentionParams& p, const Sequence& s, const Strip<A>& 
   gemm<A, false>(n, strip.vectors, p.head_dim_v, v.data, v.stride, grads, lanes, ds, stride, {}, kShortBlock);
   const A* mask = p.mask.data != nullptr ? buffers.mask : nullptr;
   if (mask != nullptr) load_mask(p, s, strip, key, n, buffers.mask);
-  finish_scores<A>(p, strip, key, n, probs, stride, mask, buffers.capped);
+  finish_scores<A>(p, strip, key, n, probs, stride, mask, buffers.dcap);
   if (p.dropout_p > 0) dropout_bits(p, s, strip, key, n, buffers.bits);
   const bool whole = strip.first_key >= key && strip.last_key <= key + n;
   const bool through_softcap = p.softcap > 0 && !of_mask;

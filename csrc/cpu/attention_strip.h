@@ -160,21 +160,33 @@ void load_mask(const AttentionParams& p, const Sequence& s, const Strip<A>& stri
 
 // --- scores ----------------------------------------------------------------------------------------------------------
 
-// tanh to about one unit in the last place: an odd polynomial where 1 - 2 / (e^2x + 1) would cancel.
-TW_INLINE vfloat softcap_tanh(vfloat x) {
-  const vfloat x2 = x * x;
-  vfloat p = broadcast<float>(-5.7049869e-3f);  // minimax fit of (tanh(x) - x) / x^3 over |x| < 0.625
+// tanh to about one unit in the last place, and its derivative 1 - tanh^2, to a few units also where tanh is close to 1
+// or -1 and the difference would cancel.
+template <class V>
+struct Tanh {
+  V value, derivative;
+};
+TW_INLINE Tanh<vfloat> softcap_tanh(vfloat x) {
+  const vfloat x2 = x * x, size = x < 0.0f ? -x : x;
+  vfloat p = broadcast<float>(
+      -5.7049869e-3f);  // minimax fit of (tanh(x) - x) / x^3 over |x| < 0.625; beyond, 1 - 2 / (e^2x + 1)
   p = p * x2 + 2.0639086e-2f;
   p = p * x2 - 5.3739715e-2f;
   p = p * x2 + 1.3331442e-1f;
   p = p * x2 - 3.3333281e-1f;
   const vfloat small = x + x * x2 * p;
-  const vfloat large = 1.0f - 2.0f / (vexp(2.0f * x) + 1.0f);
-  return x2 < 0.390625f ? small : large;
+  const vfloat gap = 2.0f / (vexp(2.0f * size) + 1.0f), large = x < 0.0f ? gap - 1.0f : 1.0f - gap;
+  const auto near_zero = x2 < 0.390625f;
+  return {near_zero ? small : large, near_zero ? 1.0f - small * small : gap * (2.0f - gap)};
 }
-TW_INLINE vdouble softcap_tanh(vdouble x) {
-  for (int i = 0; i < kDoubleLanes; ++i) x[i] = std::tanh(x[i]);
-  return x;
+TW_INLINE Tanh<vdouble> softcap_tanh(vdouble x) {
+  Tanh<vdouble> t{};
+  for (int i = 0; i < kDoubleLanes; ++i) {
+    const double gap = 2.0 / (std::exp(2.0 * std::abs(x[i])) + 1.0);
+    t.value[i] = std::tanh(x[i]);
+    t.derivative[i] = gap * (2.0 - gap);
+  }
+  return t;
 }
 
 // The depth of the products' blocks; for the scores it must be the same in the forward and the backward pass.
@@ -203,11 +215,11 @@ A softmax_scale(const AttentionParams& p) {
 }
 
 // s [n][ld]: q . k of keys [key, key + n) on entry; on return the logits divided by softmax_scale (excluded keys: -inf).
-// `mask` is load_mask's tile; `capped`, when not null, receives tanh(s / softcap) for the backward pass. An interval is
+// `mask` is load_mask's tile; `dcap`, when not null, receives the derivative of the cap for the backward pass. An interval is
 // applied only if it cuts the tile.
 template <class A>
 void finish_scores(const AttentionParams& p, const Strip<A>& strip, int64_t key, int64_t n, A* s, int64_t ld,
-                   const A* mask, A* capped) {
+                   const A* mask, A* dcap) {
   using Int = typename Strip<A>::Int;
   constexpr int L = Simd<A>::lanes;
   const bool cut = key < strip.first_shared_key || key + n > strip.last_shared_key;
@@ -228,9 +240,9 @@ void finish_scores(const AttentionParams& p, const Strip<A>& strip, int64_t key,
       const Int at = Int{} + static_cast<typename Strip<A>::Element>(key + j);
       if (!plain) x *= scale;
       if (cap) {
-        const Vec<A> t = softcap_tanh(x * inverse);
-        if (capped != nullptr) store(capped + j * ld + v * L, t);
-        x = t * softcap;
+        const Tanh<Vec<A>> t = softcap_tanh(x * inverse);
+        if (dcap != nullptr) store(dcap + j * ld + v * L, t.derivative);
+        x = t.value * softcap;
       }
       if (alibi) {
         const Int distance = position - at;

@@ -6,20 +6,14 @@
 // The epilogue sees every finished tile while it is in the first-level cache, so bias, activation and residual cost no
 // pass over memory.
 //
-// With few rows the weights are read once and the time is theirs, so they are not packed: see gemm_few_rows.
+// Products of few rows are computed otherwise: see gemm_few_rows.h.
 #pragma once
 
-#include "integers.h"
-#include "parallel.h"
-#include "simd.h"
+#include "gemm_few_rows.h"
 
 namespace tilewright {
 namespace TW_ISA {
 
-// 6 x 2 accumulators, two vectors of B and one broadcast fill the 16 registers of SSE and AVX2; AVX-512 has 32.
-constexpr int kPanelRows = TW_VECTOR_BYTES == 64 ? 12 : 6;
-template <class A>
-constexpr int kPanelColumns = 2 * Simd<A>::lanes;
 // Depth of a packed block: a panel of B (256 x 2 vectors, 16 KiB with AVX2) stays in the first-level cache.
 constexpr int64_t kDepth = 256;
 // Products added in registers before they join the sum in memory: the rounding error of a sum of n random terms in
@@ -34,15 +28,6 @@ constexpr int64_t kRowBlock = 192;
 // each thread.
 constexpr int64_t kTaskRows = 384, kTaskColumns = 192;
 constexpr int64_t kTasksPerThread = 4;
-// Up to this many rows, row-contiguous weights are streamed instead of packed.
-constexpr int64_t kFewRows = 16;
-
-// Element (i, k) is at i * row_stride + k * depth_stride.
-struct Operand {
-  const void* data;
-  DType dtype;
-  int64_t row_stride, depth_stride;
-};
 
 // --- packing -------------------------------------------------------------------------------------------------------
 
@@ -142,27 +127,6 @@ void multiply_panels(int64_t rows, int64_t depth, int64_t sum_depth, const A* a,
 
 // --- the product ---------------------------------------------------------------------------------------------------
 
-// C (m x n) = A (m x k) B^T, B being n x k. With `gated`, B has 2n rows, and column j of C pairs rows j and n + j of B.
-template <class A>
-struct Product {
-  Operand a, b;
-  int64_t m, n, k;
-  bool gated;
-  int threads;
-};
-
-// What the epilogue is called with: columns [n, n + columns) of rows [m, m + rows) of C, row i at tile + i * stride,
-// and for a gated product the second of each pair at second + i * stride. All of a vector past `columns` may be read,
-// and all of it written over. At most kTileElements.
-template <class A>
-struct FinishedTile {
-  int64_t m, n;
-  int rows, columns;
-  A* tile;
-  A* second;
-  int64_t stride;
-};
-
 template <class A>
 struct Blocking {
   static constexpr int64_t kColumns = kPanelColumns<A>;
@@ -184,21 +148,11 @@ struct Blocking {
   }
 };
 
-// With a row-contiguous B, packing it pays only when it is used often enough.
-template <class A>
-TW_INLINE bool few_rows(const Product<A>& p) {
-  return p.m <= kFewRows && p.b.depth_stride == 1;
-}
-
-constexpr int64_t kFewColumns = 32;  // columns of C in a task of gemm_few_rows
-template <class A>
-constexpr int64_t kTileElements = max64(kFewColumns * kFewRows, kPanelColumns<A>* kPanelRows);
-
 // Working memory of gemm(p), in elements of A.
 template <class A>
 int64_t gemm_scratch(const Product<A>& p) {
   if (p.m == 0 || p.n == 0 || p.k == 0) return 0;
-  if (few_rows(p)) return round_up(p.m, 4) * round_up(p.k, Simd<A>::lanes) + p.threads * 2 * kFewColumns * kFewRows;
+  if (few_rows(p)) return few_rows_operand(p) + p.threads * few_rows_results(p);
   const Blocking<A> blocking(p);
   return round_up(blocking.packed_a, 16) + p.threads * round_up(blocking.packed_b + blocking.tiles, 16);
 }
@@ -257,82 +211,6 @@ void gemm_packed(const Product<A>& p, A* scratch, const Epilogue& epilogue, cons
                                      gate, p.gated ? tile : nullptr, NR});
           }
     }
-  });
-}
-
-// --- few rows ------------------------------------------------------------------------------------------------------
-
-// c[i * ldc + j] = dot(a row i, b row j) for ROWS rows and COLUMNS columns; the lanes run along the depth.
-template <class A, int ROWS, int COLUMNS, class T>
-TW_INLINE void dot_block(int64_t depth, const A* a, int64_t lda, const T* b, int64_t ldb, A* c, int64_t ldc) {
-  constexpr int L = Simd<A>::lanes;
-  Vec<A> acc[ROWS][COLUMNS];
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < COLUMNS; ++j) acc[i][j] = Vec<A>{};
-  int64_t k = 0;
-  for (; k + L <= depth; k += L)
-    for (int j = 0; j < COLUMNS; ++j) {
-      const Vec<A> v = load(b + j * ldb + k);
-      for (int i = 0; i < ROWS; ++i) acc[i][j] += load(a + i * lda + k) * v;
-    }
-  if (k < depth)
-    for (int j = 0; j < COLUMNS; ++j) {
-      const Vec<A> v = load_partial(b + j * ldb + k, static_cast<int>(depth - k));
-      for (int i = 0; i < ROWS; ++i) acc[i][j] += load(a + i * lda + k) * v;
-    }
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < COLUMNS; ++j) c[i * ldc + j] = horizontal_sum(acc[i][j]);
-}
-
-template <class A, int COLUMNS, class T>
-TW_INLINE void dot_rows(int64_t rows, int64_t depth, const A* a, int64_t lda, const T* b, int64_t ldb, A* c,
-                        int64_t ldc) {
-  int64_t i = 0;
-  for (; i + 3 <= rows; i += 3) dot_block<A, 3, COLUMNS>(depth, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
-  if (i + 2 == rows) dot_block<A, 2, COLUMNS>(depth, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
-  if (i + 1 == rows) dot_block<A, 1, COLUMNS>(depth, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
-}
-
-// c[i][j] for `columns` rows of B from `n` on. Each weight is loaded from memory once, in the order it lies there, and
-// used for every row; 12 accumulators of 3 rows and 4 weights' rows keep the FMA units ahead of the memory up to
-// kFewRows rows.
-template <class A>
-void dot_columns(const Product<A>& p, int64_t n, int64_t columns, const A* a, int64_t lda, A* c, int64_t ldc) {
-  with_dtype<A>(p.b.dtype, [&](auto t) {
-    const int64_t ldb = p.b.row_stride;
-    const auto* b = static_cast<const decltype(t)*>(p.b.data) + n * ldb;
-    int64_t j = 0;
-    for (; j + 4 <= columns; j += 4) dot_rows<A, 4>(p.m, p.k, a, lda, b + j * ldb, ldb, c + j, ldc);
-    for (; j < columns; ++j) dot_rows<A, 1>(p.m, p.k, a, lda, b + j * ldb, ldb, c + j, ldc);
-  });
-}
-
-// dst [rows][lda] = A, widened, 0 past its depth.
-template <class A>
-void widen_rows(const Operand& m, int64_t rows, int64_t depth, A* dst, int64_t lda) {
-  with_dtype<A>(m.dtype, [&](auto t) {
-    for (int64_t i = 0; i < rows; ++i) {
-      const auto* src = static_cast<const decltype(t)*>(m.data) + i * m.row_stride;
-      for (int64_t k = 0; k < depth; ++k) dst[i * lda + k] = to_float(src[k * m.depth_stride]);
-      for (int64_t k = depth; k < lda; ++k) dst[i * lda + k] = 0;
-    }
-  });
-}
-
-template <class A, class Epilogue>
-void gemm_few_rows(const Product<A>& p, A* scratch, const Epilogue& epilogue) {
-  constexpr int64_t W = kFewColumns;
-  const int64_t lda = round_up(p.k, Simd<A>::lanes);
-  A* const a = scratch;
-  A* const results = a + round_up(p.m, 4) * lda;
-  widen_rows(p.a, p.m, p.k, a, lda);
-  parallel_for(ceil_div(p.n, W), p.threads, [&](int64_t task, int thread) {
-    A* const tile = results + thread * 2 * W * kFewRows;
-    A* const second = p.gated ? tile + W * kFewRows : nullptr;
-    const int64_t n = task * W, columns = min64(W, p.n - n);
-    dot_columns(p, n, columns, a, lda, tile, W);
-    if (p.gated) dot_columns(p, n + p.n, columns, a, lda, second, W);
-    epilogue(FinishedTile<A>{0, n, static_cast<int>(p.m), static_cast<int>(columns), tile, second, W});
   });
 }
 

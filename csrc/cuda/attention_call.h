@@ -114,16 +114,21 @@ TW_DEVICE bool sees(const Sequence& s, int i, int j) {
 }
 
 TW_DEVICE float max_of(float a, float b) { return a > b ? a : b; }
-// tanh to 2 units in the last place, also near 0, and without overflow. Both forms for every x: a branch costs more.
-TW_DEVICE float tanh_of(float x) {
+// tanh to 2 units in the last place, also near 0, and without overflow; and its derivative 1 - tanh^2, also where that
+// would cancel. Both forms for every x: a branch costs more.
+struct Tanh {
+  float value, derivative;
+};
+TW_DEVICE Tanh tanh_of(float x) {
   const float size = x < 0.0f ? -x : x, square = x * x;
   // Minimax fit of (tanh(x) - x) / x^3 over |x| < 0.625; beyond, the other form does not cancel.
   float poly = -5.7049869e-3f * square + 2.0639086e-2f;
   poly = poly * square - 5.3739715e-2f;
   poly = poly * square + 1.3331442e-1f;
   poly = poly * square - 3.3333281e-1f;
-  const float e = exp2_fast(-2.0f * kLog2E * size), y = divide_fast(1.0f - e, 1.0f + e);
-  return size < 0.625f ? x + x * square * poly : x < 0.0f ? -y : y;
+  const float e = exp2_fast(-2.0f * kLog2E * size), part = divide_fast(1.0f, 1.0f + e), large = (1.0f - e) * part;
+  const float value = size < 0.625f ? x + x * square * poly : x < 0.0f ? -large : large;
+  return {value, size < 0.625f ? 1.0f - value * value : 4.0f * e * part * part};
 }
 
 // A row of scores: query i of a head, and what ALiBi takes off for each key that it is away.
@@ -141,10 +146,10 @@ struct Query {
 };
 
 // Tiles of q . k, of query_of(n, e) and key_of(n, e), become logits: capped, biased, masked; -inf where the mask says so.
-// capped: the tanh. Two tiles at a time and option by option, without branches inside: so eight loads are under way
+// dcap: the derivative of the cap. Two tiles at a time and option by option, without branches inside: so eight loads are under way
 // together, and their addresses do not push everything else out of the registers.
 template <class T, int kTiles, class QueryOf, class KeyOf>
-TW_DEVICE void to_logits(float (&x)[kTiles][4], float (&capped)[kTiles][4], const AttentionParams& p, const Sequence& s,
+TW_DEVICE void to_logits(float (&x)[kTiles][4], float (&dcap)[kTiles][4], const AttentionParams& p, const Sequence& s,
                          QueryOf query_of, KeyOf key_of) {
   static_assert(kTiles % 2 == 0);
   // Where there is no such pair any number will do: whoever calls excludes it.
@@ -162,8 +167,9 @@ TW_DEVICE void to_logits(float (&x)[kTiles][4], float (&capped)[kTiles][4], cons
     if (p.softcap > 0.0) {
       const float softcap = static_cast<float>(p.softcap), inverse = 1.0f / softcap;
       each([&](int n, int e) {
-        capped[n][e] = tanh_of(x[n][e] * inverse);
-        x[n][e] = softcap * capped[n][e];
+        const Tanh t = tanh_of(x[n][e] * inverse);
+        dcap[n][e] = t.derivative;
+        x[n][e] = softcap * t.value;
       });
     }
     if (p.alibi_slopes.data != nullptr)

@@ -45,14 +45,15 @@ template <class T, bool kOptions, int kTiles, class QueryOf, class KeyOf, class 
 TW_DEVICE void to_gradients(float (&x)[kTiles][4], const float (&dweight)[kTiles][4], const AttentionParams& p,
                             const Sequence& s, QueryOf query_of, KeyOf key_of, RowOf row_of, uint32_t kept,
                             float dropout_scale, float unit, bool cut, Use use) {
-  float capped[kTiles][4] = {};
-  if constexpr (kOptions) to_logits<T>(x, capped, p, s, query_of, key_of);
+  float dcap[kTiles][4];
+  TW_UNROLL for (int n = 0; n < kTiles; ++n) TW_UNROLL for (int e = 0; e < 4; ++e) dcap[n][e] = 1.0f;
+  if constexpr (kOptions) to_logits<T>(x, dcap, p, s, query_of, key_of);
   TW_UNROLL for (int n = 0; n < kTiles; ++n) TW_UNROLL for (int e = 0; e < 4; ++e) {
     const RowTerms row = row_of(n, e);
     const float factor = kept >> (4 * n + e) & 1 ? dropout_scale : 0.0f;
     const float weight_before = weight<kOptions>(x[n][e], row.top, unit) * row.inverse;
     const float dlogit = weight_before * (dweight[n][e] * factor - row.delta);
-    Gradient g{weight_before * factor, dlogit, dlogit * (1.0f - capped[n][e] * capped[n][e])};
+    Gradient g{weight_before * factor, dlogit, dlogit * dcap[n][e]};
     if (cut && !sees(s, query_of(n, e).i, key_of(n, e))) g = {};
     use(n, e, g);
   }

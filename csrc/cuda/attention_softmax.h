@@ -37,8 +37,8 @@ TW_DEVICE void tiles_to_logits(float (&x)[kTiles][4], const AttentionParams& p, 
   const auto query_of = [&](int, int e) -> const Query& { return q[e / 2]; };
   const auto key_of = [&](int n, int e) { return start + 8 * n + 2 * (lane_index() % 4) + e % 2; };
   if constexpr (kOptions) {
-    float capped[kTiles][4];
-    to_logits<T>(x, capped, p, s, query_of, key_of);
+    float dcap[kTiles][4];
+    to_logits<T>(x, dcap, p, s, query_of, key_of);
   }
   if (cut)
     TW_UNROLL for (int n = 0; n < kTiles; ++n)

@@ -75,3 +75,17 @@ def test_a_requested_backend_that_cannot_is_exit_code_1(run: Run) -> None:
     result = run("explain", "attention", "--backend", missing)
     assert result.code == 1
     assert "cannot be served (requested by backend=)" in result.out
+
+
+def test_pytorchs_function(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "explain.json"
+    options = ["--kv-heads", "2", "--dropout", "0.1", "--seqlen-k", "2048", "--json", str(file)]
+    result = run("explain", "scaled_dot_product_attention", "--causal", "bottom_right", *options)
+    assert result.code == 0
+    assert json.loads(file.read_text())["chosen"] == ("reference" if unavailable("cpu") else "cpu")
+    assert "calls served by tilewright" in result.out
+    assert run("explain", "scaled_dot_product_attention", "--mask", "float").code == 0
+    refused = run("explain", "scaled_dot_product_attention", "--window", "8,0")
+    assert (refused.code, "--window" in refused.err) == (2, True)
+    both = run("explain", "scaled_dot_product_attention", "--mask", "bool", "--causal", "bottom_right")
+    assert (both.code, "--mask" in both.err) == (2, True)

@@ -13,6 +13,7 @@ from .options import JsonFile, check_choice, parse_dtype, parse_ints
 if TYPE_CHECKING:
     from torch import Tensor
 
+SDPA = "scaled_dot_product_attention"
 _SHAPES = {
     "attention": ("2,8,1024,64", "B,H,S,D"),
     "varlen_attention": ("1024,8,64", "total,H,D"),
@@ -20,12 +21,17 @@ _SHAPES = {
     "softmax": ("64,1024", "any"),
     "log_softmax": ("64,1024", "any"),
     "ffn": ("128,768", "rows,C"),
+    "scaled_dot_product_attention": ("2,8,1024,64", "B,H,S,D"),
 }
 
 
 def explain(
     op: Annotated[
-        str, typer.Argument(help="attention, varlen_attention, kvcache_attention, softmax, log_softmax or ffn.")
+        str,
+        typer.Argument(
+            help="attention, varlen_attention, kvcache_attention, softmax, log_softmax, ffn; or "
+            "scaled_dot_product_attention: what replace_sdpa would do with a call of PyTorch's function."
+        ),
     ],
     shape: Annotated[str | None, typer.Option(help="Of q (B,H,S,D; total,H,D for varlen_attention) or of x.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16 or float64.")] = "float32",
@@ -53,9 +59,6 @@ def explain(
     """Show which backend would serve a call, how that was decided, and what every backend says about it."""
     import torch
 
-    from ..catalog import OPS, canonical_call
-    from ..dispatch import explain_call
-
     check_choice("OP", op, tuple(_SHAPES))
     sizes = parse_ints("--shape", shape or _SHAPES[op][0])
     with user_errors(RuntimeError):
@@ -77,6 +80,11 @@ def explain(
         keywords = {"dim": dim, "causal": causal}
     elif op == "ffn":
         keywords = {"dropout_p": dropout, "activation": activation}
+    elif op == SDPA:
+        given = {"--window": window, "--softcap": softcap, "--alibi": alibi, "--sinks": sinks}
+        if extra := [name for name, value in given.items() if value]:
+            raise UserError(f"{extra[0]}: {SDPA} has no such argument; leave it out, or explain attention")
+        keywords = {"causal": causal, "dropout_p": dropout}
     else:
         keywords = {"causal": causal, "window": _window(window), "softcap": softcap}
         if op != "kvcache_attention":
@@ -87,11 +95,12 @@ def explain(
     absent = there.type != "cpu" and not _exists(there)
     with user_errors(ValueError, TypeError), FakeTensorMode() if absent else nullcontext():
         tensors = _tensors(op, sizes, parse_dtype(dtype), there, options)
-        call, requested = canonical_call(op, **tensors, **keywords, backend=backend)
-        decision = explain_call(op, call, requested)
-        cost = None if absent else OPS[op][0].cost(call)
+        decision, cost = _decide(op, tensors, keywords, backend)
+        cost = None if absent else cost
     print(f"{op}: {f'runs on {decision.chosen}' if decision.chosen else 'cannot be served'} ({decision.how})\n")
     print_table(("backend", "verdict"), [(b, r or "can serve this call") for b, r in decision.reasons.items()])
+    if decision.notes:
+        print(f"\n{decision.notes}")
     if cost is not None:
         print(f"\nleast work: {cost.flops / 1e9:.3g} GFLOP, {cost.bytes / 1e6:.3g} MB moved")
     if json is not None:
@@ -101,6 +110,32 @@ def explain(
         )
     if decision.chosen is None:
         raise typer.Exit(1)
+
+
+def _decide(op: str, tensors: dict[str, Any], keywords: dict[str, Any], backend: str | None) -> tuple[Any, Any]:
+    """The decision, and the cost of the call."""
+    from ..catalog import OPS, canonical_call, explain
+    from ..dispatch import explain_call
+
+    if op != SDPA:
+        call, requested = canonical_call(op, **tensors, **keywords, backend=backend)
+        return explain_call(op, call, requested), OPS[op][0].cost(call)
+
+    from torch.nn.attention.bias import causal_lower_right
+
+    from ..integrations.sdpa import prepare
+
+    q, k, v, mask, causal = (*(tensors[n] for n in "qkv"), tensors.get("mask"), keywords["causal"])
+    if causal == "bottom_right":
+        if mask is not None:
+            raise UserError("--causal bottom_right: PyTorch's function takes it in place of a mask; leave out --mask")
+        mask = causal_lower_right(q.shape[2], k.shape[2])
+    elif causal is not None:
+        check_choice("--causal", causal, ("top_left", "bottom_right"))
+    arguments = {"attn_mask": mask, "dropout_p": keywords["dropout_p"], "is_causal": causal == "top_left"}
+    arguments["enable_gqa"] = k.shape[1] != q.shape[1]
+    call, _ = prepare(q, k, v, **arguments)
+    return explain(SDPA, q, k, v, **arguments, backend=backend), OPS["attention"][0].cost(call)
 
 
 def _exists(device: Any) -> bool:
@@ -163,7 +198,7 @@ def _tensors(op: str, sizes: list[int], dtype: Any, device: Any, options: dict[s
         options_of_all["alibi_slopes"] = torch.empty(heads, device=device)
     if options["sinks"]:
         options_of_all["sinks"] = empty(heads)
-    if op == "attention":
+    if op in ("attention", SDPA):
         k, v = empty(batch, heads_kv, total_k, head_dim), empty(batch, heads_kv, total_k, head_dim_v)
         return {"q": empty(batch, heads, seqlen_q, head_dim), "k": k, "v": v, **options_of_all}
     if op == "varlen_attention":

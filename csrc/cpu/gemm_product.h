@@ -1,0 +1,49 @@
+// A matrix product: its operands, and the parts of the result that an epilogue is called with.
+#pragma once
+
+#include "integers.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace tilewright {
+namespace TW_ISA {
+
+// 6 x 2 accumulators, two vectors of B and one broadcast fill the 16 registers of SSE and AVX2; AVX-512 has 32.
+constexpr int kPanelRows = TW_VECTOR_BYTES == 64 ? 12 : 6;
+template <class A>
+constexpr int kPanelColumns = 2 * Simd<A>::lanes;
+// Element (i, k) is at i * row_stride + k * depth_stride.
+struct Operand {
+  const void* data;
+  DType dtype;
+  int64_t row_stride, depth_stride;
+};
+
+// C (m x n) = A (m x k) B^T, B being n x k. With `gated`, B has 2n rows, and column j of C pairs rows j and n + j of B.
+template <class A>
+struct Product {
+  Operand a, b;
+  int64_t m, n, k;
+  bool gated;
+  int threads;
+};
+
+// What the epilogue is called with: columns [n, n + columns) of rows [m, m + rows) of C, row i at tile + i * stride,
+// and for a gated product the second of each pair at second + i * stride. All of a vector past `columns` may be read,
+// and all of it written over. At most kTileElements.
+template <class A>
+struct FinishedTile {
+  int64_t m, n;
+  int rows, columns;
+  A* tile;
+  A* second;
+  int64_t stride;
+};
+
+// Products of at most so many rows are computed as gemm_few_rows.h says, by tasks of so many columns.
+constexpr int64_t kFewRows = 16, kFewColumns = 32;
+template <class A>
+constexpr int64_t kTileElements = max64(kFewColumns * kFewRows, kPanelColumns<A>* kPanelRows);
+
+}  // namespace TW_ISA
+}  // namespace tilewright
