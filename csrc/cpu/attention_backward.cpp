@@ -192,7 +192,7 @@ void row_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, i
   const int64_t width = round_up(p.head_dim, L), width_v = round_up(p.head_dim_v, L);
   if (p.dv.data != nullptr)
     gemm<A, false>(n, static_cast<int>(width_v / L), depth, w.probs, stride, grads.data + row * grads.stride,
-                   grads.stride, w.dv + skipped * width_v, width_v, {true, nullptr});
+                   grads.stride, w.dv + skipped * width_v, width_v, {true, nullptr}, kShortBlock);
   if (p.dk.data != nullptr)
     gemm<A, false>(n, static_cast<int>(width / L), depth, w.ds, stride, queries.data + row * queries.stride,
                    queries.stride, w.dk + skipped * width, width, {true, nullptr});

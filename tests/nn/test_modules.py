@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tilewright.nn import FeedForward, LogSoftmax, Softmax
+from tilewright.nn import FeedForward, LogSoftmax, MultiheadAttention, Softmax
 
 C, INNER = 6, 10
 
@@ -135,3 +135,11 @@ def test_modules_say_what_they_are_compile_copy_and_pickle() -> None:
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         for other in (compiled, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
             torch.testing.assert_close(other(x), module(x))
+
+
+def test_shapes_on_the_meta_device() -> None:
+    # Where torch.is_autocast_enabled raises.
+    x = torch.empty(2, 3, C, device="meta")
+    assert FeedForward(C, INNER, device="meta")(x, residual=x).shape == x.shape
+    out, weights = MultiheadAttention(C, 2, batch_first=True, device="meta")(x, x, x)
+    assert (out.shape, weights.shape) == ((2, 3, C), (2, 3, 3))

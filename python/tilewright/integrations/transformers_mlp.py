@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..ops._checks import autocasting
 from ..ops.ffn import ffn
 from .adjacent import adjacent_rows
 
@@ -65,7 +66,7 @@ def _gpt2(mlp: Any, activation: str, x: Tensor) -> Tensor:
 def _bert(layer: Any, activation: str, x: Tensor) -> Tensor:
     inner, output = layer.intermediate.dense, layer.output.dense
     # Under autocast the model adds its residual in float32, and a fused sum would be in the autocast dtype.
-    fused = not torch.is_autocast_enabled(x.device.type)
+    fused = not autocasting(x)
     out = ffn(
         x,
         inner.weight,

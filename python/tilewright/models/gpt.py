@@ -18,7 +18,7 @@ from . import checkpoint
 from .cache import KVCache, LayerCache
 from .config import GPTConfig
 from .generate import generate
-from .layers import Conv1D, FeedForward, SelfAttention
+from .layers import Conv1D, FeedForward, SelfAttention, autocasting
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -143,8 +143,7 @@ class GPT(nn.Module):
         if capacity > limit:
             raise ValueError(f"capacity={capacity}: positions are learned up to n_positions={limit}")
         sizes = (self.config.n_layer, batch, self.config.n_head, capacity, self.config.head_dim)
-        autocast = torch.is_autocast_enabled(self.device.type)
-        dtype = torch.get_autocast_dtype(self.device.type) if autocast else self.dtype
+        dtype = torch.get_autocast_dtype(self.device.type) if autocasting(self.device) else self.dtype
         return KVCache(*sizes, dtype=dtype, device=self.device)
 
     def generate(self, input_ids: Any, **options: Any) -> Tensor:

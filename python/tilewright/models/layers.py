@@ -17,6 +17,11 @@ import tilewright as tw
 from .cache import LayerCache
 
 
+def autocasting(device: torch.device) -> bool:
+    """Whether torch.autocast is on there. Asking about the meta device raises."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 class Conv1D(nn.Module):
     """y = x @ weight + bias, weight (in, out): what GPT-2's checkpoints call a convolution of width 1."""
 
@@ -101,7 +106,7 @@ class FeedForward(nn.Module):
         """x, residual (B, S, C) -> (B, S, C)."""
         # Under autocast the op computes in a half type. The residual stream is a sum over all layers and stays in
         # float32 (as torch's own layers keep it), so there it is added outside.
-        fused = not torch.is_autocast_enabled(x.device.type)
+        fused = not autocasting(x.device)
         out = tw.ffn(
             x,
             self.c_fc.linear_weight,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..ops._checks import check_like, check_probability, shape
+from ..ops._checks import autocasting, check_like, check_probability, shape
 from ..ops._features import MAX_HEAD_DIM
 from ..ops.attention import attention
 from ..ops.softmax import softmax
@@ -173,7 +173,7 @@ class MultiheadAttention(nn.MultiheadAttention):
                 )
         sequence_axis = 1 if self.batch_first and query.dim() == 3 else 0
         for name, (t, size) in features.items():
-            if not torch.is_autocast_enabled(t.device.type):
+            if not autocasting(t):
                 check_like(name, t, "the module's weight", self.out_proj.weight)
             if t.dim() not in (2, 3) or t.dim() != query.dim():
                 raise ValueError(
@@ -233,7 +233,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor]:
         """out (N, L, H, D) and weights (N, H, L, S). The scale goes into q, where half types cannot overflow."""
         scores = (q * (1.0 / math.sqrt(self.head_dim))).transpose(1, 2) @ k.permute(0, 2, 3, 1)
-        if mask is not None and mask.is_floating_point() and torch.is_autocast_enabled(q.device.type):
+        if mask is not None and mask.is_floating_point() and autocasting(q):
             mask = mask.to(torch.promote_types(mask.dtype, torch.float32))  # softmax computes in float32 there
         weights = softmax(scores, mask=mask)
         if dropout > 0.0:

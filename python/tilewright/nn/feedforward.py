@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..ops._checks import check_probability
+from ..ops._checks import autocasting, check_probability
 from ..ops.ffn import ACTIVATIONS, GATED, ffn
 
 
@@ -66,7 +66,7 @@ class FeedForward(nn.Module):
         """x, and residual where it is given, (..., d_model) -> (..., d_model), in x's dtype or autocast's."""
         # Under autocast the op computes in a half type, but a residual stream is a sum over all layers and stays in its
         # own, as torch's layers keep it: there it is added outside.
-        fused = residual is None or not torch.is_autocast_enabled(x.device.type)
+        fused = residual is None or not autocasting(x)
         out = ffn(
             x,
             self.linear1.weight,

@@ -70,7 +70,9 @@ def _features(rng: random.Random, spec: dict[str, Any], dims: str) -> None:
     # gives it a magnitude to compare with.
     if kind != "bool" and kept.endswith("1"):
         spec["sinks"] = "same"
-    if 1 in (spec.get("seqlen_q"), spec.get("seqlen_k")) or set(spec.get("window", ())) == {0}:
+    left, right = spec.get("window", (None, None))
+    itself = left == 0 and (right == 0 or "causal" in spec)
+    if itself or 1 in (spec.get("seqlen_q"), spec.get("seqlen_k")):
         spec.setdefault("sinks", "same")
 
 

@@ -261,6 +261,8 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     for sq, sk in _LENGTHS:
         # With one key and no sink the gradients of q and k are zero by definition: nothing to compare.
         yield f"length_{sq}x{sk}", {"seqlen_q": sq, "seqlen_k": sk, **({"sinks": "same"} if sk == 1 else {})}
+    # Where the cap is nearly reached its derivative, 1 - tanh^2, cancels; with one key nothing else hides that.
+    yield "softcap_reached", {"seqlen_k": 1, "head_dim": 1, "softcap": 0.5, "sinks": "same"}
     yield "one_key", {"seqlen_k": 1, "gradients": ["v"], "lse": "value"}
     for causal in ("top_left", "bottom_right"):
         for sq, sk in ((64, 64), (70, 130), (130, 70), (2, 90)):
