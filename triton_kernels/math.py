@@ -45,7 +45,7 @@ def multiply_add(a, b, c):
 
 @triton.jit
 def tanh(x):
-    """tanh, with full relative accuracy near 0 and no overflow; and 1 - tanh^2, its derivative, also where that cancels."""
+    """tanh, accurate near 0 too and without overflow; and its derivative, 1 - tanh^2, also where that would cancel."""
     square = x * x
     # Minimax fit of (tanh(x) - x) / x^3 over |x| < 0.625; beyond, 1 - 2 / (e^2x + 1) does not cancel.
     p = (-5.7049869e-3 * square + 2.0639086e-2) * square - 5.3739715e-2
