@@ -75,7 +75,7 @@ def _reruns(request: dict[str, Any], send: Send) -> dict[str, Any]:
 
     torch.manual_seed(0)
     bench = Bench(**request["bench"])
-    function = worker.find_item(request["item"], bench.shapes).build(bench).providers[request["provider"]]()
+    function = worker.find_item(request["item"], bench).build(bench).providers[request["provider"]]()
 
     def tensors() -> tuple[torch.Tensor, ...]:
         result = function()

@@ -36,7 +36,8 @@ class Bench:
     """Where and how to measure.
 
     backends: of tilewright. shapes: the name of a set in items/. seconds: of timing, for one item. timed: False only
-    calls every provider once, so that it compiles. providers: only these; empty is all.
+    calls every provider once, so that it compiles. providers: only these; empty is all. calls: of one's own, in the
+    words of items/own.py, beside the set.
     """
 
     device: str = "cuda"
@@ -45,6 +46,7 @@ class Bench:
     seconds: float = 0.4
     timed: bool = True
     providers: tuple[str, ...] | list[str] = ()
+    calls: tuple[str, ...] | list[str] = ()
 
     def ours(self, op: Callable[..., Any], **arguments: Any) -> dict[str, Callable[[], Callable[..., Any]]]:
         """A provider for each backend: it makes the op with these arguments."""

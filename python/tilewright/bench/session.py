@@ -53,9 +53,13 @@ class Session:
         found = answer.result.get("environment") or {"missing": answer.result.get("raised") or answer.reason}
         return dict(found)
 
-    def items(self, ops: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-        """ "name", "unit" and facts of each."""
-        answer = self.worker.ask({"do": "items", "shapes": self.settings["shapes"], "ops": list(ops)}, 120.0)
+    def items(self, ops: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
+        """ "name", "unit" and facts of each, of the set's ops (None: all) and of one's own calls."""
+        request: dict[str, Any] = {"do": "items", "shapes": self.settings["shapes"]}
+        request["calls"] = list(self.settings.get("calls", ()))
+        if ops is not None:
+            request["ops"] = list(ops)
+        answer = self.worker.ask(request, 120.0)
         if "items" not in answer.result:
             raise RuntimeError(f"the items cannot be listed: {answer.result.get('raised') or answer.reason}")
         return list(answer.result["items"])

@@ -63,7 +63,7 @@ def _environment(request: dict[str, Any], send: Send) -> dict[str, Any]:
 def _items(request: dict[str, Any], send: Send) -> dict[str, Any]:
     from .items import OPS, all_items
 
-    found = all_items(request["shapes"], tuple(request.get("ops") or OPS))
+    found = all_items(request["shapes"], tuple(request.get("ops", OPS)), tuple(request.get("calls", ())))
     return {"items": [{"name": i.name, "unit": i.unit, **i.facts} for i in found]}
 
 
@@ -71,13 +71,13 @@ def _item(request: dict[str, Any], send: Send) -> dict[str, Any]:
     from .measure import Bench, run_item
 
     bench = Bench(**request["bench"])
-    return {"rows": run_item(find_item(request["item"], bench.shapes), bench, request["without"], send)}
+    return {"rows": run_item(find_item(request["item"], bench), bench, request["without"], send)}
 
 
-def find_item(name: str, shapes: str) -> Any:
-    from .items import all_items
+def find_item(name: str, bench: Any) -> Any:
+    from .items import OPS, all_items
 
-    return next(i for i in all_items(shapes) if i.name == name)
+    return next(i for i in all_items(bench.shapes, tuple(OPS), tuple(bench.calls)) if i.name == name)
 
 
 HANDLERS: dict[str, Handler] = {"environment": _environment, "items": _items, "item": _item}

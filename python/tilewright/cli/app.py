@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .bench import bench
 from .console import UserError
 from .demo import demo
 from .explain import explain
@@ -31,6 +32,7 @@ app.command()(info)
 app.command()(explain)
 app.command()(explain_attention)
 app.command()(verify)
+app.command()(bench)
 app.command()(tune)
 app.command()(generate)
 app.command()(demo)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..measure import Item
-from . import attention, decode, ffn, growth, overhead, rooflines, softmax, varlen
+from . import attention, decode, ffn, growth, overhead, own, rooflines, softmax, varlen
 
 #: Sets of shapes: for a GPU and for a CPU, in minutes, and with every shape; "tiny" only shows that all of it runs.
 SETS = ("gpu", "gpu-long", "cpu", "cpu-long", "tiny")
@@ -19,9 +19,10 @@ OPS = {
 }
 
 
-def all_items(shapes: str, ops: tuple[str, ...] = tuple(OPS)) -> list[Item]:
-    """Of these ops, the rooflines before everything else."""
-    found = {op: list(OPS[op](shapes)) for op in ops}
+def all_items(shapes: str, ops: tuple[str, ...] = tuple(OPS), calls: tuple[str, ...] = ()) -> list[Item]:
+    """Of these ops, the rooflines before everything else; after them ``calls`` of one's own (own.parse)."""
+    mine = list({i.name: i for text in calls for i in own.parse(text)}.values())
+    found = {"own": mine, **{op: list(OPS[op](shapes)) for op in ops}}
     if shapes == "gpu":  # those that targets are set for come first
         aimed = {"attention": 8, "softmax": len(softmax.WIDTHS), "ffn": 2, "kvcache_attention": None, "overhead": None}
         first = [i for op, count in aimed.items() for i in found.get(op, [])[:count]]
