@@ -49,14 +49,15 @@ format: $(DEV_STAMP) ## Rewrite the sources as lint wants them
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
-bench: $(DEV_STAMP) ## Single ops beside PyTorch's, into benchmarks/results/
-	$(BIN)/python benchmarks/run.py
+bench: $(DEV_STAMP) ## Every op beside every other implementation that is installed: a report in build/bench
+	$(BIN)/tilewright bench --output build/bench
 
 # Everything in one go, where a GPU and its software are and the network is not: in .venv if there is one, else in $(PYTHON)
 # as it is. OUT is the folder of the result and the logs; STAGES="build bench" runs some of the stages.
+# LONG=1 measures every shape, and how time and memory grow.
 OUT ?= build/gpu
-gpu: ## On a GPU machine: build, test, verify, check memory, measure into one JSON (ten minutes)
-	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu --out "$(OUT)" --stages $(STAGES)
+gpu: ## On a GPU machine: build, test, verify, check memory, measure, into one JSON and a report (ten minutes)
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu --out "$(OUT)" $(if $(LONG),--long) --stages $(STAGES)
 
 # A copy of the package around a CPU module built with AddressSanitizer and UndefinedBehaviorSanitizer, so that the
 # installed one stays as it is. The leak checker is off: the interpreter keeps memory until it exits.

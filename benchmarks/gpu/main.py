@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import subprocess
@@ -114,8 +115,24 @@ def write(run: Run, gpu: dict[str, Any], outcomes: dict[str, Outcome], started: 
         rows = outcomes["bench"].data.get("rows", [])
         keys = ("target", "measured", "verdict")
         content["targets"] = [dict(zip(keys, t, strict=True)) for t in report.targets(rows)]
+        write_report(run, {**environment, "gpu": gpu}, rows, f"{started[:10]}-bench-{slug(gpu['name'])}.json")
     file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     return file
+
+
+def write_report(run: Run, environment: dict[str, Any], rows: list[dict[str, Any]], name: str) -> None:
+    """The benchmark's part as ``tilewright bench`` leaves it: a result file, the page, the table and the charts."""
+    from tilewright.bench.report import draw_charts, write_csv, write_html
+    from tilewright.bench.summary import Result
+
+    settings = {"device": run.device, "backends": list(run.backends), "shapes": "gpu-long" if run.long else "gpu"}
+    complete = not any(r["status"] == "not reached" for r in rows)
+    result = Result(environment, "make gpu LONG=1" if run.long else "make gpu", settings, rows, complete)
+    (run.out / name).write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n")
+    write_csv(result, run.out / "results.csv")
+    write_html(result, run.out / "report.html")
+    with contextlib.suppress(ImportError):  # matplotlib is an extra, and the page does without the charts' files
+        draw_charts(result, run.out)
 
 
 def show(run: Run, gpu: dict[str, Any], outcomes: dict[str, Outcome], file: Path) -> None:
@@ -136,7 +153,8 @@ def main(arguments: list[str]) -> int:
         "--stages", nargs="*", default=[], choices=list(STAGES), help="only these; all if none is named"
     )
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder of the result and the logs")
-    parser.add_argument("--seconds", type=float, default=570.0, help="for everything")
+    parser.add_argument("--long", action="store_true", help="every shape of the benchmark, and how time grows with size")
+    parser.add_argument("--seconds", type=float, help="for everything; 570, or with --long 5400")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny shapes: measures nothing")
     given = parser.parse_args(arguments)
     reason = None if given.rehearse else no_gpu()
@@ -146,7 +164,8 @@ def main(arguments: list[str]) -> int:
     names = [n for n in STAGES if n in given.stages or not given.stages]
     given.out.mkdir(parents=True, exist_ok=True)
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    run = Run(given.out.resolve(), sys.executable, time.monotonic() + given.seconds, given.rehearse)
+    seconds = given.seconds or (5400.0 if given.long else 570.0)
+    run = Run(given.out.resolve(), sys.executable, time.monotonic() + seconds, given.rehearse, given.long)
     if given.rehearse:
         run.backends = ("cpu",)
     gpu = gpu_facts(given.rehearse)

@@ -85,10 +85,10 @@ def bench(
     tilewright was wrong or failed.
     """
     if compare is not None:
-        from .bench_compare import compare_files
-
         if base is not None:
             raise UserError("--compare and --base: give one of them")
+        from .bench_compare import compare_files
+
         raise typer.Exit(compare_files(*compare, threshold / 100, json))
     settings = _settings(device, shapes, shape, backend, peer, seconds)
     ops = _ops(op, bool(shape) and shapes is None)
