@@ -79,5 +79,5 @@ mutants: $(DEV_STAMP) ## Break the CUDA kernels in many places, to see that each
 	$(BIN)/python tests/cuda/mutate.py
 
 clean: ## Remove everything that was built, and .venv
-	rm -rf $(VENV) build dist demo-output python/*.egg-info python/tilewright/_build_info.py
+	rm -rf $(VENV) build dist demo-output bench-output python/*.egg-info python/tilewright/_build_info.py
 	find python -name '*.so' -delete

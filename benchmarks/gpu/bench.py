@@ -22,7 +22,8 @@ REHEARSED = ["torch", "eager", "sdpa flash", "sdpa math", "sdpa padded"]
 
 def bench(run: Run, seconds: float, **options: Any) -> Outcome:
     """options: of measure.Bench, beside those that the run decides."""
-    settings: dict[str, Any] = {"device": run.device, "backends": list(run.backends), "shapes": "gpu-long" if run.long else "gpu"}
+    shapes = "gpu-long" if run.long else "gpu"
+    settings: dict[str, Any] = {"device": run.device, "backends": list(run.backends), "shapes": shapes}
     if run.rehearsal:
         providers = [*(OURS + b for b in run.backends), *REHEARSED]
         settings.update(shapes="tiny", seconds=0.01, providers=providers)

@@ -153,7 +153,7 @@ def main(arguments: list[str]) -> int:
         "--stages", nargs="*", default=[], choices=list(STAGES), help="only these; all if none is named"
     )
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder of the result and the logs")
-    parser.add_argument("--long", action="store_true", help="every shape of the benchmark, and how time grows with size")
+    parser.add_argument("--long", action="store_true", help="every shape of the benchmark, and growth curves")
     parser.add_argument("--seconds", type=float, help="for everything; 570, or with --long 5400")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny shapes: measures nothing")
     given = parser.parse_args(arguments)

@@ -32,8 +32,8 @@ class Run:
     """One invocation.
 
     out: the folder of logs and of the result. python: the interpreter that everything runs in. deadline: when all has
-    to be over, by time.monotonic(). rehearsal: on the CPU, with tiny shapes; nothing that it finds is a measurement. long:
-    every shape of the benchmark, and the growth curves.
+    to be over, by time.monotonic(). rehearsal: on the CPU, with tiny shapes; nothing that it finds is a measurement.
+    long: every shape of the benchmark, and the growth curves.
     backends: those to verify and to measure.
     """
 

@@ -44,9 +44,6 @@ class FakeSession:
     def environment(self) -> dict[str, Any]:
         return {"cpu": "a CPU", "peers": {"eager": torch.__version__}, "packages": {}, "date": "2000-01-01T00:00:00"}
 
-    def items(self, ops: Any) -> list[dict[str, Any]]:
-        return [{"name": f"call {n}", "dtype": "float32"} for n in range(len(self._rows))]
-
     def measure_all(self, names: list[str], excluded: Any) -> Iterator[list[dict[str, Any]]]:
         for rows in self._rows:
             if rows is None:

@@ -17,6 +17,7 @@ from .console import UserError, fancy, print_table, user_errors, write_json
 from .options import JsonFile, check_choice
 
 if TYPE_CHECKING:
+    from ..bench.measure import Item
     from ..bench.session import Session
     from ..bench.summary import Result, Row
 
@@ -90,22 +91,23 @@ def bench(
         from .bench_compare import compare_files
 
         raise typer.Exit(compare_files(*compare, threshold / 100, json))
+    from ..bench.items import all_items
+
     settings = _settings(device, shapes, shape, backend, peer, seconds)
     ops = _ops(op, bool(shape) and shapes is None)
     if base is not None:
         from .bench_compare import compare_with_base
 
         raise typer.Exit(compare_with_base(base, settings, ops, dtype, case, threshold / 100, json))
-    if not list_:
-        with user_errors(OSError, exit_code=1):
-            output.mkdir(parents=True, exist_ok=True)
-    session = open_session(settings, output / "worker.log" if not list_ else Path(os.devnull), budget)
+    items = choose(all_items(settings["shapes"], ops, tuple(settings["calls"])), dtype, case)
+    if list_:
+        _list(items)
+        return
+    with user_errors(OSError, exit_code=1):
+        output.mkdir(parents=True, exist_ok=True)
+    session = open_session(settings, output / "worker.log", budget)
     try:
-        names = choose(session.items(ops), dtype, case)
-        if list_:
-            _list(names, session.environment()["peers"])
-            return
-        result = _measure(session, [n["name"] for n in names], budget)
+        result = _measure(session, [i.name for i in items], budget)
     finally:
         session.close()
     _write(result, output, json)
@@ -180,6 +182,7 @@ def _settings(
 
 def open_session(settings: dict[str, Any], log: Path, budget: float) -> Session:
     from ..bench.process import Worker
+    from ..bench.measure import Item
     from ..bench.session import Session
 
     def worker(extra: dict[str, str]) -> Worker:
@@ -189,7 +192,7 @@ def open_session(settings: dict[str, Any], log: Path, budget: float) -> Session:
     return Session(worker, settings, time.monotonic() + budget, lambda done, of, what: None)
 
 
-def choose(items: list[dict[str, Any]], dtypes: list[str] | None, patterns: list[str] | None) -> list[dict[str, Any]]:
+def choose(items: Sequence[Item], dtypes: list[str] | None, patterns: list[str] | None) -> list[Item]:
     """Those that the options leave, with the rooflines that they are held against."""
     from ..bench.summary import is_roofline
     from .options import parse_dtype
@@ -197,21 +200,24 @@ def choose(items: list[dict[str, Any]], dtypes: list[str] | None, patterns: list
     for name in dtypes or []:
         parse_dtype(name)
 
-    def wanted(item: dict[str, Any]) -> bool:
-        of_dtype = not dtypes or item["dtype"] in dtypes
-        return of_dtype and (not patterns or any(fnmatchcase(item["name"], p) for p in patterns))
+    def wanted(item: Item) -> bool:
+        of_dtype = not dtypes or item.facts["dtype"] in dtypes
+        return of_dtype and (not patterns or any(fnmatchcase(item.name, p) for p in patterns))
 
-    rooflines = [i for i in items if is_roofline(i["name"])]
-    found = [i for i in items if not is_roofline(i["name"]) and wanted(i)]
+    rooflines = [i for i in items if is_roofline(i.name)]
+    found = [i for i in items if not is_roofline(i.name) and wanted(i)]
     if not found:
         raise UserError(f"no call matches {' '.join([*(dtypes or []), *(patterns or [])])!r}; --list shows their names")
     return [*rooflines, *found]
 
 
-def _list(items: list[dict[str, Any]], versions: dict[str, str | None]) -> None:
-    rows = [(i["name"], i.get("label", ""), i.get("scene", "")) for i in items]
+def _list(items: Sequence[Item]) -> None:
+    from ..bench.peers import all_peers
+
+    rows = [(i.name, i.facts.get("label", ""), i.facts.get("scene", "")) for i in items]
     print_table(("call", "sizes", "from"), rows, "what is measured")
     print()
+    versions = {p.name: p.version() for peers in all_peers().values() for p in peers}
     print_table(("peer", "version"), [(p, v or "not installed") for p, v in versions.items()], "beside what")
 
 
