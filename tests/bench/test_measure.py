@@ -141,3 +141,14 @@ def test_more_than_the_roofline_is_a_fault() -> None:
     assert by_item["a"]["of_roofline"] == 0.5 and "fault" not in by_item["a"]
     assert "102% of the roofline" in by_item["b"]["fault"]
     assert "of_roofline" not in by_item["c"]
+
+
+def test_a_cpu_is_held_against_a_roofline_of_the_same_turns() -> None:
+    item = fake(ours=right)
+    row = rows_of(item)["ours"]
+    # The fake item moves 1e9 bytes in next to no time: a copy cannot.
+    assert row["of_roofline"] > 1.0
+    assert row["roofline"] == pytest.approx(row["result"] / row["of_roofline"])
+    (flagged,) = session.add_rooflines([row])
+    assert "the measurement is wrong" in flagged["fault"]
+    assert set(rows_of(item)) == {"ours"}, "the roofline is no provider"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from .device import DeviceTimer, poison
 from .environment import cache_bytes
 from .memory import peak_bytes
 from .peers import Peer, Refused
-from .timing import ProviderFailed, Timer, WallTimer, interleave
+from .timing import ProviderFailed, Timer, Timing, WallTimer, interleave
 
 #: What the names of tilewright's providers begin with; the backend follows.
 OURS = "tilewright "
@@ -209,9 +210,10 @@ def _time(
     def announce(provider: str) -> None:  # of a crash or a hang it is known then whose it is
         send({"doing": "timing", "provider": provider})
 
+    roof = _roofline(item, bench)
     while ready:
         try:
-            device = interleave(ready, bench.seconds, 7, bench.timer(item.cold), announce)
+            device = interleave({**ready, **roof}, bench.seconds, 7, bench.timer(item.cold), announce)
             wall = device
             if bench.device != "cpu":
                 wall = interleave(ready, bench.seconds / 4, 3, bench.wall_timer(), announce)
@@ -224,6 +226,31 @@ def _time(
         times = {"device": device[provider], "wall": wall[provider]}
         rows[provider].update({name: t.to_json() for name, t in times.items()}, status="timed")
         rows[provider]["result"] = item.result(times[item.by].p50)
+        if roof:
+            rows[provider].update(_share(item, rows[provider]["result"], device[provider], device[ROOF]))
+
+
+#: Among the functions that are timed in turns, the one that shows what the machine can do just then.
+ROOF = "the roofline"
+
+
+def _roofline(item: Item, bench: Bench) -> dict[str, Function]:
+    """A CPU's speed changes from minute to minute: there each item is timed in turns with its roofline. A GPU keeps its
+    speed, and has what items/rooflines.py measured at the start of the run."""
+    from .items import rooflines
+
+    if bench.device != "cpu" or item.unit not in ("GB/s", "TFLOP/s") or item.facts.get("op") == "roofline":
+        return {}
+    return {ROOF: rooflines.function(item.unit, item.facts.get("dtype", "float32"))}
+
+
+def _share(item: Item, result: float, mine: Timing, roof: Timing) -> dict[str, float]:
+    """ "roofline": what it made in this item's turns; "of_roofline": the share of it, over the pairs of samples."""
+    from .items import rooflines
+
+    work = rooflines.work(item.unit)
+    shares = [item.work / m / (work / r) for m, r in zip(mine.values, roof.values, strict=True)]
+    return {"roofline": result / statistics.median(shares), "of_roofline": statistics.median(shares)}
 
 
 def refusal(problem: Exception, said: list[str]) -> dict[str, str]:

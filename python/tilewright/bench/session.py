@@ -132,18 +132,19 @@ def _rows_of(name: str, without: Excluded) -> list[Row]:
 
 
 def add_rooflines(rows: list[Row]) -> list[Row]:
-    """Each result's share of what the same run measured for a matrix product of its dtype (or a faster one of another:
-    16-bit numbers can be multiplied as float32), or for a copy; above 100% is a fault of the measurement."""
+    """Each result's share of its roofline: of the item's own turns, or of what the same run measured for a matrix
+    product of its dtype (or a faster one of another: 16-bit numbers can be multiplied as float32), or for a copy. Above
+    100% is a fault of the measurement."""
     timed = [r for r in rows if r["status"] == "timed"]
     copies = [r["result"] for r in timed if r["item"] == COPY]
     products = {r.get("dtype", "bfloat16"): r["result"] for r in timed if r["item"].startswith(GEMM)}
     for row in timed:
         if row["item"].startswith((GEMM, COPY)):
             continue
-        roof = None
-        if row["unit"] == "GB/s" and copies:
+        roof = row.get("roofline")  # of the item's own turns, where it was timed so
+        if roof is None and row["unit"] == "GB/s" and copies:
             roof = copies[0]
-        elif row["unit"] == "TFLOP/s" and products:
+        elif roof is None and row["unit"] == "TFLOP/s" and products:
             dtype = row.get("dtype", "bfloat16")
             roof = max((v for d, v in products.items() if d == dtype or dtype != "float32"), default=None)
         if roof is not None:

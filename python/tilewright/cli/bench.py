@@ -182,7 +182,6 @@ def _settings(
 
 def open_session(settings: dict[str, Any], log: Path, budget: float) -> Session:
     from ..bench.process import Worker
-    from ..bench.measure import Item
     from ..bench.session import Session
 
     def worker(extra: dict[str, str]) -> Worker:

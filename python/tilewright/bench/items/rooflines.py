@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from .. import exact
 from ..environment import cache_bytes
 from ..measure import Bench, Built, Item
+from ..timing import interleave
 
 GEMM, COPY = "roofline gemm", "roofline copy"
 
@@ -34,6 +35,43 @@ def items(shapes: str) -> Iterator[Item]:
     count = 8 * cache_bytes() if copied is None else copied
     facts = {"op": "roofline", "mode": "forward", "label": "copy", "bytes": 2 * count}
     yield Item(COPY, "GB/s", functools.partial(_copy, count=count), 2.0 * count, cold=True, facts=facts)
+
+
+#: The size of the product that a CPU's items are timed in turns with: smaller than the separate item's, to be quick.
+TURNS_SIZE = 1024
+
+
+@functools.cache
+def function(unit: str, dtype: str) -> Callable[[], torch.Tensor]:
+    """On a CPU: the product for an item of this dtype in "TFLOP/s", the copy for one in "GB/s"."""
+    if unit == "GB/s":
+        source = torch.zeros(_turns_bytes(), dtype=torch.uint8)
+        target = torch.empty_like(source)
+        return lambda: target.copy_(source)
+    return _product(TURNS_SIZE, _fastest(dtype))
+
+
+def _product(size: int, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
+    a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    return lambda: a @ b
+
+
+@functools.cache
+def _fastest(dtype: str) -> torch.dtype:
+    """16-bit numbers can be multiplied as float32; without instructions for them their own product may take a hundred
+    times as long."""
+    choices = [torch.float32, *([getattr(torch, dtype)] if dtype != "float32" else [])]
+    timings = interleave({str(d): _product(256, d) for d in choices}, 0.0, 3)
+    return min(choices, key=lambda d: timings[str(d)].p50)
+
+
+def work(unit: str) -> float:
+    """Of one call of :func:`function`: operations, or bytes read and written."""
+    return 2.0 * _turns_bytes() if unit == "GB/s" else 2.0 * TURNS_SIZE**3
+
+
+def _turns_bytes() -> int:
+    return 4 * cache_bytes()
 
 
 def _gemm(bench: Bench, size: int, dtype: str) -> Built:
