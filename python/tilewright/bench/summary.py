@@ -59,9 +59,14 @@ def is_ours(row: Row) -> bool:
     return str(row["provider"]).startswith(OURS)
 
 
+def clock(row: Row) -> str:
+    """Which of a timed row's two times its result was made of."""
+    return "wall" if row["unit"] == "us" and row.get("op") == "overhead" else "device"
+
+
 def times(row: Row) -> tuple[float, ...]:
     """The samples that its result was made of, in the order in which they were taken."""
-    return tuple(row["wall" if row["unit"] == "us" and row.get("op") == "overhead" else "device"]["values"])
+    return tuple(row[clock(row)]["values"])
 
 
 def times_faster(row: Row, than: Row) -> Ratio:

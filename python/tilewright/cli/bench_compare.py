@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,11 @@ def compare_files(before: Path, after: Path, threshold: float, json: Path | None
     from ..bench.summary import read
 
     with user_errors(ValueError):
-        results = [read(path) for path in (before, after)]
-        found = compare(*results, threshold)
-    for name, path, result in zip(("before", "after"), (before, after), results, strict=True):
-        print(f"{name}: {path}, {_described(result)}")
-    return _report(found, *results, json)
+        old, new = read(before), read(after)
+        found = compare(old, new, threshold)
+    print(f"before: {before}, {_described(old)}")
+    print(f"after: {after}, {_described(new)}")
+    return _report(found, old, new, json)
 
 
 def compare_with_base(
@@ -44,16 +45,21 @@ def compare_with_base(
     json: Path | None,
     budget: float = 3600.0,
 ) -> int:
-    """Build the commit, and measure it and the running package in turns. The exit code is as of compare_files; 130 after
-    Ctrl-C, which keeps what was measured, if that holds no regression.
+    """Build the commit, and measure it and the running package in turns. The exit code is as of compare_files, or 130
+    if Ctrl-C ended it without a regression; what was measured is shown then too.
 
     settings: of measure.Bench. ops, dtypes, patterns: which calls. budget: seconds of measuring; what is left then is
     "not measured". Only tilewright is measured, unless the settings name providers.
     """
     from ..bench.base import checkout, newer_sources, prepare, resolve, targets_of
     from ..bench.compare import compare
+    from ..bench.items import all_items
     from ..bench.measure import OURS
+    from ..bench.summary import is_roofline
+    from .bench import choose
 
+    items = choose(all_items(settings["shapes"], ops, tuple(settings["calls"])), dtypes, patterns)
+    names = [i.name for i in items if not is_roofline(i.name)]
     if not settings["providers"]:
         settings = {**settings, "providers": [OURS + b for b in settings["backends"]]}
     with _base_errors(rev):
@@ -64,81 +70,64 @@ def compare_with_base(
             base = prepare(root, rev, targets, lambda done, of, what: progress(done / of, what))
     for text in newer_sources(root, targets):
         print(f"warning: {text}", file=sys.stderr)
-    results = _measure(base, settings, ops, dtypes, patterns, budget)
-    print(f"after: {_described(results[1])}")
-    with user_errors(ValueError, exit_code=1):
-        found = compare(*results, threshold, paired=True)
-    code = _report(found, *results, json)
-    return code if code or results[1].complete else 130
+    old, new = _measure(base, settings, names, budget)
+    print(f"after: {_described(new)}")
+    with user_errors(ValueError, exit_code=1):  # nothing was measured
+        found = compare(old, new, threshold, paired=True)
+    code = _report(found, old, new, json)
+    return code if code or new.complete else 130
 
 
-def _base_errors(rev: str) -> Any:
-    from contextlib import contextmanager
-
+@contextmanager
+def _base_errors(rev: str) -> Iterator[None]:
     from ..bench.base import BaseError
 
-    @contextmanager
-    def caught() -> Any:
-        try:
-            yield
-        except (BaseError, OSError) as error:
-            raise UserError(f"--base {rev}: {error}", 1) from error
-
-    return caught()
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        raise UserError(f"--base {rev}: {error}", 1) from error
 
 
-def _measure(
-    base: Base,
-    settings: dict[str, Any],
-    ops: tuple[str, ...],
-    dtypes: list[str] | None,
-    patterns: list[str] | None,
-    budget: float,
-) -> tuple[Result, Result]:
+def _measure(base: Base, settings: dict[str, Any], names: list[str], budget: float) -> tuple[Result, Result]:
+    """Of the base, and of the running package."""
     from ..bench.process import Worker
     from ..bench.rounds import measure_in_turns
     from ..bench.session import Session
-    from ..bench.summary import Result, is_roofline
-    from .bench import choose, repeat_command
+    from ..bench.summary import Result, Row
+    from .bench import repeat_command
 
     folder = base.log.parent
     serve = [sys.executable, "-c", "from tilewright.bench.rounds import serve; serve()"]
+    workers: list[Callable[[dict[str, str]], Worker]] = [
+        lambda extra: base.worker(folder / "before.log", {**os.environ, **extra}),
+        lambda extra: Worker(serve, folder / "after.log", {**os.environ, **extra}, folder),
+    ]
     end = time.monotonic() + budget
-
-    def session(worker: Any) -> Session:
-        return Session(worker, settings, end, lambda done, of, what: None)
-
-    before = session(lambda extra: base.worker(folder / "before.log", {**os.environ, **extra}))
-    after = session(lambda extra: Worker(serve, folder / "after.log", {**os.environ, **extra}, folder))
-    sides: tuple[list[Any], list[Any]] = ([], [])
+    before, after = (Session(make, settings, end, lambda done, of, what: None) for make in workers)
+    rows: tuple[list[Row], list[Row]] = ([], [])
     complete = True
     try:
-        names = [i["name"] for i in choose(after.items(ops), dtypes, patterns) if not is_roofline(i["name"])]
         try:
-            before.items(ops)
+            before.items()
         except RuntimeError as error:
-            raise UserError(
-                f"--base {base.commit[:9]}: this checkout's benchmark does not run on it: {error}", 1
-            ) from None
-        environments = [{**before.environment(), "commit": base.commit}, after.environment()]
+            raise UserError(f"--base {base.commit[:9]}: this benchmark does not run on it: {error}", 1) from None
+        environments = {**before.environment(), "commit": base.commit}, after.environment()
         with progress_bar("measuring", len(names)) as progress:
             try:
                 if settings["device"] != "cpu":
                     _compile((before, after), names)
-                for done, rows in enumerate(measure_in_turns(before, after, names), 1):
-                    progress(done, names[done - 1])
-                    for side, found in zip(sides, rows, strict=True):
-                        side += found
+                for done, found in enumerate(measure_in_turns(before, after, names)):
+                    rows[0].extend(found[0])
+                    rows[1].extend(found[1])
+                    progress(done + 1, names[done])
             except KeyboardInterrupt:
                 complete = False
     finally:
         before.close()
         after.close()
-    made = [
-        Result(e, repeat_command(sys.argv), settings, rows, complete)
-        for e, rows in zip(environments, sides, strict=True)
-    ]
-    return made[0], made[1]
+    command = repeat_command(sys.argv)
+    old, new = (Result(e, command, settings, r, complete) for e, r in zip(environments, rows, strict=True))
+    return old, new
 
 
 def _compile(sessions: Sequence[Session], names: list[str]) -> None:
