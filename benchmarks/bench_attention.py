@@ -1,15 +1,13 @@
-"""attention: every kernel of the registry beside PyTorch's own, forward and forward+backward."""
+"""attention: each call of ``tilewright bench`` on every backend and every peer, timed by pytest-benchmark."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
-import pytest
-from conftest import measure, parameters
+from tilewright.bench.single import Call
 
-from tilewright.bench.workloads import Workload
+OP = "attention"
 
 
-@pytest.mark.parametrize(("workload", "mode", "provider"), parameters("attention"))
-def test_attention(benchmark: Any, workload: Workload, mode: str, provider: str) -> None:
-    measure(benchmark, workload, mode, provider)
+def test_attention(call: Call, provider: str, time_it: Callable[[Call, str], None]) -> None:
+    time_it(call, provider)

@@ -1,15 +1,13 @@
-"""ffn: every kernel of the registry beside PyTorch's own, forward and forward+backward."""
+"""ffn: each call of ``tilewright bench`` on every backend and every peer, timed by pytest-benchmark."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
-import pytest
-from conftest import measure, parameters
+from tilewright.bench.single import Call
 
-from tilewright.bench.workloads import Workload
+OP = "ffn"
 
 
-@pytest.mark.parametrize(("workload", "mode", "provider"), parameters("ffn"))
-def test_ffn(benchmark: Any, workload: Workload, mode: str, provider: str) -> None:
-    measure(benchmark, workload, mode, provider)
+def test_ffn(call: Call, provider: str, time_it: Callable[[Call, str], None]) -> None:
+    time_it(call, provider)

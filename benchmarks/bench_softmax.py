@@ -1,15 +1,13 @@
-"""softmax: every kernel of the registry beside PyTorch's own, forward and forward+backward."""
+"""softmax: each call of ``tilewright bench`` on every backend and every peer, timed by pytest-benchmark."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
-import pytest
-from conftest import measure, parameters
+from tilewright.bench.single import Call
 
-from tilewright.bench.workloads import Workload
+OP = "softmax"
 
 
-@pytest.mark.parametrize(("workload", "mode", "provider"), parameters("softmax"))
-def test_softmax(benchmark: Any, workload: Workload, mode: str, provider: str) -> None:
-    measure(benchmark, workload, mode, provider)
+def test_softmax(call: Call, provider: str, time_it: Callable[[Call, str], None]) -> None:
+    time_it(call, provider)

@@ -56,7 +56,7 @@ class Bench:
     def timer(self, cold: bool) -> Timer:
         if self.device != "cpu":
             return DeviceTimer(self.device, cold)
-        return WallTimer(between=_flush_caches().zero_) if cold and self.shapes != "tiny" else WallTimer()
+        return WallTimer(between=flush_caches().zero_) if cold and self.shapes != "tiny" else WallTimer()
 
     def wall_timer(self) -> Timer:
         return WallTimer(None if self.device == "cpu" else torch.cuda.synchronize)
@@ -66,7 +66,7 @@ class Bench:
 
 
 @functools.cache
-def _flush_caches() -> Tensor:
+def flush_caches() -> Tensor:
     """Twice what the CPU's largest cache holds."""
     return torch.empty(2 * cache_bytes(), dtype=torch.uint8)
 
@@ -129,8 +129,10 @@ def _forward_only() -> Function:
 class Item:
     """One call to measure.
 
-    work: operations or bytes of it, for a unit of "TFLOP/s" or "GB/s"; with "us" the time itself is the result.
-    by: "device" or "wall", the time that the result is made of. cold: the data is not in the caches.
+    work: operations, bytes or tokens of it, for a unit of "TFLOP/s", "GB/s" or "tokens/s"; with "us" or "ms" the time
+    itself is the result. A rate of tokens has a roofline if facts["flops_per_token"] says what one costs.
+    by: "device" or "wall", the time that the result is made of; with "wall" no other is taken. cold: the data is not in
+    the caches. samples: at least so many. roundings: how many times a call's limit its error may be.
     curve: growth curve that it is a point of, with its size in facts["size"]; "" for none.
     """
 
@@ -140,27 +142,63 @@ class Item:
     work: float = 0.0
     by: str = "device"
     cold: bool = False
+    samples: int = 7
+    roundings: float = 1.0
     facts: dict[str, Any] = field(default_factory=dict)
 
     def result(self, seconds: float) -> float:
-        scale = {"TFLOP/s": 1e-12, "GB/s": 1e-9, "us": 1e6}[self.unit]
-        return scale * seconds if self.unit == "us" else scale * self.work / seconds
+        scale = {"TFLOP/s": 1e-12, "GB/s": 1e-9, "tokens/s": 1.0, "us": 1e6, "ms": 1e3}[self.unit]
+        return scale * seconds if self.unit in ("us", "ms") else scale * self.work / seconds
+
+    @property
+    def limited(self) -> tuple[str, float]:
+        """The unit of its roofline, and its operations or bytes; "" where it has none."""
+        if "flops_per_token" in self.facts:
+            return "TFLOP/s", self.work * self.facts["flops_per_token"]
+        return (self.unit, self.work) if self.unit in ("TFLOP/s", "GB/s") else ("", 0.0)
+
+
+def build(item: Item, bench: Bench) -> Built:
+    """The item's inputs, the same every time, and its providers."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()  # it falls back to eager code after some shapes of one function
+    torch._functorch.config.donated_buffer = False  # a backward is timed again and again on the same graph
+    return item.build(bench)
+
+
+def check(
+    item: Item, built: Built, provider: str, last: Any = None, compare: bool = True
+) -> tuple[dict[str, Any], Function | None, Any]:
+    """For the provider's row its "status" ("checked", or why it cannot be timed), with "error" and "limit"; if it can
+    be timed its function, and what that answered. last: an earlier provider's answer. compare: with float64."""
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            function = built.providers[provider]()
+            # Or an earlier provider's right result could be found where this one has written nothing.
+            poison(last if isinstance(last, tuple) else () if last is None else (last,))
+            result = function()
+            error = built.error(result) if compare else 0.0
+    except Exception as problem:  # of any kind: the peer's failure is its row, and the others go on
+        return refusal(problem, [str(w.message) for w in said]), None, None
+    limit = item.roundings * LIMITS[getattr(torch, item.facts.get("dtype", "bfloat16"))]
+    row = {"error": error, "limit": limit}
+    if not error <= limit:
+        reason = f"its error against float64 is {error:.2g}, above {limit}: not timed"
+        return {**row, "status": "wrong", "reason": reason}, None, None
+    return {**row, "status": "checked"}, function, result
 
 
 def run_item(
     item: Item, bench: Bench, without: dict[str, dict[str, str]], send: Callable[[dict[str, Any]], None]
 ) -> list[dict[str, Any]]:
     """A row for each provider. without: providers not to be tried again, with the status and reason to show."""
-    torch.manual_seed(0)
-    torch._dynamo.reset()  # it falls back to eager code after some shapes of one function
-    torch._functorch.config.donated_buffer = False  # a backward is timed again and again on the same graph
     send({"doing": "inputs", "provider": None})
-    built = item.build(bench)
+    built = build(item, bench)
     rows: dict[str, dict[str, Any]] = {}
     ready: dict[str, Function] = {}
     last: Any = None
-    limit = LIMITS[getattr(torch, item.facts.get("dtype", "bfloat16"))]
-    for provider, make in built.providers.items():
+    for provider in built.providers:
         if bench.providers and provider not in bench.providers:
             continue
         row = rows[provider] = {"item": item.name, "provider": provider, "unit": item.unit, **item.facts}
@@ -168,23 +206,10 @@ def run_item(
             row.update(without[provider])
             continue
         send({"doing": "checking", "provider": provider})
-        try:
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always")
-                function = make()
-                # Or an earlier provider's right result could be found where this one has written nothing.
-                poison(last if isinstance(last, tuple) else () if last is None else (last,))
-                result = function()
-                error = built.error(result) if bench.timed else 0.0
-        except Exception as problem:  # of any kind: the peer's failure is its row, and the others go on
-            row.update(refusal(problem, [str(w.message) for w in said]))
-            continue
-        row.update(error=error, limit=limit)
-        if not error <= limit:
-            row.update(status="wrong", reason=f"its error against float64 is {error:.2g}, above {limit}: not timed")
-            continue
-        row["status"] = "checked"
-        ready[provider], last = function, result
+        found, function, result = check(item, built, provider, last, bench.timed)
+        row.update(found)
+        if function is not None:
+            ready[provider], last = function, result
         del result
     last = None
     if bench.timed:
@@ -213,9 +238,10 @@ def _time(
     roof = _roofline(item, bench)
     while ready:
         try:
-            device = interleave({**ready, **roof}, bench.seconds, 7, bench.timer(item.cold), announce)
+            timer = bench.timer(item.cold) if item.by == "device" else bench.wall_timer()
+            device = interleave({**ready, **roof}, bench.seconds, item.samples, timer, announce)
             wall = device
-            if bench.device != "cpu":
+            if bench.device != "cpu" and item.by == "device":
                 wall = interleave(ready, bench.seconds / 4, 3, bench.wall_timer(), announce)
         except ProviderFailed as failed:  # the others are timed without it
             rows[failed.provider].update(refusal(failed.problem, []), doing="timing")
@@ -239,17 +265,19 @@ def _roofline(item: Item, bench: Bench) -> dict[str, Function]:
     speed, and has what items/rooflines.py measured at the start of the run."""
     from .items import rooflines
 
-    if bench.device != "cpu" or item.unit not in ("GB/s", "TFLOP/s") or item.facts.get("op") == "roofline":
+    unit, _ = item.limited
+    if bench.device != "cpu" or not unit or item.facts.get("op") == "roofline":
         return {}
-    return {ROOF: rooflines.function(item.unit, item.facts.get("dtype", "float32"))}
+    return {ROOF: rooflines.function(unit, item.facts.get("dtype", "float32"))}
 
 
 def _share(item: Item, result: float, mine: Timing, roof: Timing) -> dict[str, float]:
     """ "roofline": what it made in this item's turns; "of_roofline": the share of it, over the pairs of samples."""
     from .items import rooflines
 
-    work = rooflines.work(item.unit)
-    shares = [item.work / m / (work / r) for m, r in zip(mine.values, roof.values, strict=True)]
+    unit, own_work = item.limited
+    work = rooflines.work(unit)
+    shares = [own_work / m / (work / r) for m, r in zip(mine.values, roof.values, strict=True)]
     return {"roofline": result / statistics.median(shares), "of_roofline": statistics.median(shares)}
 
 
