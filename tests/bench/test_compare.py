@@ -94,7 +94,10 @@ def test_noise_alone_is_no_change() -> None:
 def test_a_slower_machine_is_taken_out_by_the_peers() -> None:
     """Everything takes 30% longer, and one call of ours as long as before: it is the one that became faster."""
     draw = random.Random(5)
-    kept = lambda item, provider: 1.0 if (item, provider) == ("call 1", OURS) else 1.3  # noqa: E731
+
+    def kept(item: str, provider: str) -> float:
+        return 1.0 if (item, provider) == ("call 1", OURS) else 1.3
+
     found = compare(measured(draw), measured(draw, kept), 0.05)
     assert [c.verdict for c in found.changes] == ["faster", *[NO_CHANGE] * 3]
     assert found.drift == pytest.approx(1.3, rel=0.03)
@@ -128,7 +131,10 @@ def test_what_the_same_code_moves_from_run_to_run_widens_every_interval() -> Non
 
     def moved() -> Result:
         moves: dict[tuple[str, str], float] = {}
-        factor = lambda item, provider: moves.setdefault((item, provider), draw.lognormvariate(0, 0.1))  # noqa: E731
+
+        def factor(item: str, provider: str) -> float:
+            return moves.setdefault((item, provider), draw.lognormvariate(0, 0.1))
+
         return measured(draw, factor, items=16, noise=0.01, samples=7)
 
     draw = random.Random(8)
@@ -201,15 +207,19 @@ def test_what_cannot_be_compared_is_told_apart(before: Row | None, after: Row | 
 
 
 def test_more_memory_is_a_regression() -> None:
-    def needing(peak: int | None) -> Row:
-        return row("a call", OURS, [1e-3] * 7, peak_bytes=peak)
+    def found(device: str, *peaks: int | None) -> Change:
+        sides = (result([row("a call", OURS, [1e-3] * 7, peak_bytes=p)], device) for p in peaks)
+        return compare(*sides, 0.05).changes[0]
 
-    found = change(needing(20 * 2**20), needing(30 * 2**20))
-    assert found.verdict == "more memory" and found.is_regression
-    assert "peak memory 21.0 -> 31.5 MB" in found.notes
-    assert change(needing(30 * 2**20), needing(20 * 2**20)).verdict == NO_CHANGE
-    assert change(needing(0), needing(2**19)).verdict == NO_CHANGE, "below what is resolved"
-    assert change(needing(None), needing(2**30)).verdict == NO_CHANGE
+    more = found("cuda", 20 * 2**20, 30 * 2**20)
+    assert more.verdict == "more memory" and more.is_regression
+    assert more.notes == ("peak memory 21.0 -> 31.5 MB",)
+    assert found("cuda", 2**30, 2**30 + 2**24).verdict == NO_CHANGE, "less than the threshold"
+    assert found("cuda", 30 * 2**20, 20 * 2**20).verdict == NO_CHANGE
+    assert found("cuda", 0, 2**19).verdict == NO_CHANGE, "less than is resolved"
+    assert found("cuda", None, 2**30).verdict == NO_CHANGE
+    assert found("cpu", 0, 32 * 2**20).verdict == NO_CHANGE, "less than runs of the same code differ by"
+    assert found("cpu", 2**20, 2**30).verdict == "more memory"
 
 
 def test_an_error_that_grew_within_its_limit_is_mentioned() -> None:
@@ -243,5 +253,5 @@ def test_results_that_have_nothing_to_do_with_one_another_are_refused() -> None:
         compare(result([TIMED]), result([TIMED], device="cuda"), 0.05)
     with pytest.raises(ValueError, match="no call in common"):
         compare(result([TIMED]), result([row("b", OURS, [1e-3] * 7)]), 0.05)
-    with pytest.raises(ValueError, match="no call of tilewright"):
+    with pytest.raises(ValueError, match="has a call of tilewright"):
         compare(*[result([row("a", "eager", [1e-3] * 7)])] * 2, 0.05)

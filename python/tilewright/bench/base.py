@@ -41,7 +41,7 @@ assert tilewright.__file__.startswith({site!r}), tilewright.__file__
 spec = importlib.util.spec_from_file_location("tilewright.bench", {bench!r} + "/__init__.py")
 sys.modules["tilewright.bench"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["tilewright.bench"])
-from tilewright.bench.rounds import serve
+from tilewright.bench.rounds_worker import serve
 serve()
 """
 
@@ -74,6 +74,9 @@ def checkout() -> Path:
 
 def resolve(root: Path, rev: str) -> str:
     """The full hash of a branch, tag or commit."""
+    found = _git(root, "rev-parse", "--git-dir")
+    if found.returncode != 0:  # such as a checkout that belongs to another user
+        raise BaseError(" ".join(found.stderr.decode(errors="replace").split()))
     done = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}")
     if done.returncode != 0:
         raise BaseError(f"{rev!r} is no commit, branch or tag of {root}")

@@ -16,19 +16,24 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from .stats import Ratio, geometric_mean, paired_ratio, ratio_of_ratios, unpaired_ratio
-from .summary import LEAST_BYTES, Result, Row, is_ours, is_roofline, median, times
+from .summary import LEAST_BYTES, Result, Row, is_ours, is_roofline, median, read, times
 
-#: Verdicts that fail a comparison, the worst first; then those that are good to know; then the rest.
+#: Verdicts that fail a comparison, the worst first; then all of them in the order in which they are shown.
 REGRESSIONS = ("broken", "slower", "more memory")
-VERDICTS = (*REGRESSIONS, "faster", "fixed", "another call", "only before", "only after", "not measured")
 NO_CHANGE = "no change shown"
+VERDICTS = (*REGRESSIONS, "faster", "fixed", NO_CHANGE, "another call", "only before", "only after", "not measured")
 
 #: Fewer samples than this say nothing about their own spread.
 LEAST_SAMPLES = 5
+
+#: Growth of a peak of memory that is told from chance. On a CPU it is the process's, and runs of the same code, on a
+#: busy machine, were up to 30 MB apart; on a GPU torch's allocator counts.
+LEAST_GROWTH = {"cpu": 64 * 2**20}
 
 #: An error against float64 that grows by this factor is mentioned, though it is within its limit.
 ERROR_GROWTH = 2.0
@@ -82,9 +87,16 @@ class Comparison:
     def regressions(self) -> tuple[Change, ...]:
         return tuple(c for c in self.changes if c.is_regression)
 
+    @property
+    def resolution(self) -> float | None:
+        """By how much (0.2 is 20%) a call must become slower so that half of the calls would have shown it."""
+        spreads = [c.judged.high / c.judged.value for c in self.changes if c.judged is not None]
+        return (1 + self.threshold) * median(spreads) - 1 if spreads else None
+
     def to_json(self) -> dict[str, Any]:
         peers = [{"item": i, "provider": p, "ratio": r} for (i, p), r in self.peers.items()]
-        return {**vars(self), "changes": [c.to_json() for c in self.changes], "peers": peers}
+        changes = [c.to_json() for c in self.changes]
+        return {**vars(self), "resolution": self.resolution, "changes": changes, "peers": peers}
 
 
 @dataclass(frozen=True)
@@ -119,18 +131,21 @@ def compare(before: Result, after: Result, threshold: float, paired: bool = Fals
     for (item, _), timed in both.items():
         if not is_ours(timed.before):
             peers.setdefault(item, []).append(timed)
-    run_to_run = _run_to_run(list(peers.values()))
+    run_to_run = _run_to_run(peers.values())
+    least_growth = LEAST_GROWTH.get(after.settings.get("device", "cuda"), LEAST_BYTES)
     changes = []
     for key in dict.fromkeys([*old, *new]):
         if key in ours:
             of_item = [] if paired else peers.get(key[0], [])
-            changes.append(_judge(ours[key], of_item, paired, threshold, run_to_run, len(ours)))
+            grown, notes = _other_growth(old[key], new[key], threshold, least_growth)
+            change = _judge(ours[key], of_item, paired, threshold, run_to_run, len(ours))
+            worse = grown and change.verdict != "slower"
+            changes.append(replace(change, notes=notes, verdict="more memory" if worse else change.verdict))
         elif is_ours(old.get(key) or new[key]):
             changes.append(_untimed(key, old.get(key), new.get(key), before.rows, after.rows))
     if not changes:
         raise ValueError("neither result has a call of tilewright")
-    order = {v: i for i, v in enumerate((*VERDICTS, NO_CHANGE))}
-    changes.sort(key=lambda c: (order[c.verdict], -abs(math.log(c.judged.value)) if c.judged else 0.0))
+    changes.sort(key=lambda c: (VERDICTS.index(c.verdict), -abs(math.log(c.judged.value)) if c.judged else 0.0))
     ratios = {(i, t.before["provider"]): t.ratio for i, of_item in peers.items() for t in of_item}
     drift = geometric_mean(list(ratios.values())) if ratios else None
     warnings = differences(before, after)
@@ -139,7 +154,21 @@ def compare(before: Result, after: Result, threshold: float, paired: bool = Fals
         warnings.append(
             f"{alone} of {len(ours)} calls have no peer timed on both sides: the machine's drift is in them"
         )
-    return Comparison(threshold, tuple(changes), ratios, drift, run_to_run, tuple(warnings))
+    return Comparison(threshold, tuple(changes), ratios, drift, math.sqrt(run_to_run.value), tuple(warnings))
+
+
+def read_checked(path: Path) -> Result:
+    """summary.read, and a ValueError too if a row has not what is compared."""
+    result = read(path)
+    for row in result.rows:
+        try:
+            right = all(isinstance(row[n], str) for n in ("item", "provider", "status"))
+            right = right and (row["status"] != "timed" or all(t > 0.0 for t in times(row)))
+        except (KeyError, TypeError):
+            right = False
+        if not right:
+            raise ValueError(f"{path}: a row of the result is damaged: {str(row)[:100]}")
+    return result
 
 
 def _by_call(rows: Iterable[Row]) -> dict[Key, Row]:
@@ -169,39 +198,50 @@ def _variance_of_median(values: Sequence[float]) -> float:
     return math.pi / 2 * width**2 / len(values)
 
 
-def _run_to_run(items: Iterable[Sequence[_Timed]]) -> float:
-    """Pooled over items with several peers: the variance of their ratios, less what their samples explain."""
+@dataclass(frozen=True)
+class _Variance:
+    """Estimated with so many degrees of freedom."""
+
+    value: float
+    degrees: int
+
+    def __add__(self, other: _Variance) -> _Variance:
+        """Of a sum of two (Satterthwaite 1946)."""
+        value = self.value + other.value
+        parts = [v.value**2 / v.degrees for v in (self, other) if v.value > 0.0]
+        return _Variance(value, int(value**2 / sum(parts)) if parts else self.degrees)
+
+
+def _run_to_run(items: Iterable[Sequence[_Timed]]) -> _Variance:
+    """Pooled over items with several peers: the variance of their ratios, less what samples explain. 0 where there are
+    too few to tell."""
     squares, degrees, explained = 0.0, 0, 0.0
     for peers in items:
         logs = [math.log(t.ratio) for t in peers]
-        squares += sum((v - statistics.fmean(logs)) ** 2 for v in logs)
+        mean = statistics.fmean(logs)
+        squares += sum((v - mean) ** 2 for v in logs)
         degrees += len(logs) - 1
         explained += (len(logs) - 1) * statistics.fmean(t.variance for t in peers)
-    return math.sqrt(max(0.0, squares - explained) / degrees) if degrees else 0.0
+    return _Variance(max(0.0, squares - explained) / degrees if degrees >= LEAST_SAMPLES - 1 else 0.0, degrees)
 
 
 def _judge(
-    timed: _Timed, peers: Sequence[_Timed], paired: bool, threshold: float, run_to_run: float, count: int
+    timed: _Timed, peers: Sequence[_Timed], paired: bool, threshold: float, run_to_run: _Variance, count: int
 ) -> Change:
     new, old = times(timed.after), times(timed.before)
     plain = paired_ratio(new, old) if paired else unpaired_ratio(new, old)
     against_peers = _against(timed, peers)
     used = against_peers or plain
-    of_samples = math.log(used.high / used.low) / (2 * 1.96)  # as the 95% interval of a normal distribution
-    of_runs = run_to_run * math.sqrt(1 + 1 / len(peers) if against_peers else 1)
-    spread = _quantile(1 - 0.025 / count, min(len(old), len(new)) - 1) * math.hypot(of_samples, of_runs)
+    # As the 95% interval of a normal distribution.
+    of_samples = _Variance((math.log(used.high / used.low) / (2 * 1.96)) ** 2, min(len(old), len(new)) - 1)
+    of_runs = replace(run_to_run, value=run_to_run.value * (1 + 1 / len(peers) if against_peers else 1))
+    variance = of_samples + of_runs
+    spread = _quantile(1 - 0.025 / count, variance.degrees) * math.sqrt(variance.value)
     judged = Ratio(used.value, used.value * math.exp(-spread), used.value * math.exp(spread))
-    grown, notes = _other_growth(timed.before, timed.after, threshold)
-    if judged.low > 1 + threshold:
-        verdict = "slower"
-    elif grown:
-        verdict = "more memory"
-    else:
-        verdict = "faster" if judged.high < 1 / (1 + threshold) else NO_CHANGE
+    slower, faster = judged.low > 1 + threshold, judged.high < 1 / (1 + threshold)
+    verdict = "slower" if slower else "faster" if faster else NO_CHANGE
     row = timed.before
-    return Change(
-        row["item"], row["provider"], verdict, median(old), median(new), plain, against_peers, judged, tuple(notes)
-    )
+    return Change(row["item"], row["provider"], verdict, median(old), median(new), plain, against_peers, judged)
 
 
 def _quantile(probability: float, degrees: int) -> float:
@@ -210,16 +250,16 @@ def _quantile(probability: float, degrees: int) -> float:
     return math.sqrt(degrees * math.expm1(z**2 * (degrees - 5 / 6) / (degrees - 2 / 3 + 0.1 / degrees) ** 2))
 
 
-def _other_growth(old: Row, new: Row, threshold: float) -> tuple[bool, list[str]]:
-    """Whether the peak of memory grew past the threshold; in words that, and an error that grew."""
+def _other_growth(old: Row, new: Row, threshold: float, least: int) -> tuple[bool, tuple[str, ...]]:
+    """Whether the peak of memory grew past the threshold and by enough bytes; in words that, and an error that grew."""
     notes = []
     a, b = old.get("peak_bytes"), new.get("peak_bytes")
-    grown = a is not None and b is not None and b > a * (1 + threshold) and b - a > LEAST_BYTES
-    if a is not None and b is not None and (grown or (a > b * (1 + threshold) and a - b > LEAST_BYTES)):
+    grown = a is not None and b is not None and b > a * (1 + threshold) and b - a > least
+    if a is not None and b is not None and (grown or (a > b * (1 + threshold) and a - b > least)):
         notes.append(f"peak memory {a / 1e6:.1f} -> {b / 1e6:.1f} MB")
     if (old.get("error") or 0.0) > 0.0 and (new.get("error") or 0.0) > ERROR_GROWTH * old["error"]:
         notes.append(f"error {old['error']:.1e} -> {new['error']:.1e}, within its limit of {new['limit']:.1e}")
-    return grown, notes
+    return grown, tuple(notes)
 
 
 def _untimed(key: Key, old: Row | None, new: Row | None, olds: list[Row], news: list[Row]) -> Change:
@@ -251,25 +291,28 @@ def _same_device(before: Result, after: Result) -> None:
 
 
 #: Values of the environment block, by what they are called in a warning.
-FACTS = {
+FACTS: dict[str, tuple[str, ...]] = {
     "processor": ("cpu",),
     "GPUs": ("gpus",),
     "usable processors": ("cpus_usable",),
     "torch's threads": ("torch_threads",),
     "system": ("system",),
     "Python": ("python",),
-    "instruction set": ("instruction_sets", "used"),
-    "compiler of the CPU kernels": ("instruction_sets", "compiler"),
-    "targets of the CUDA kernels": ("cuda_kernels", "targets"),
-    "CUDA of the CUDA kernels": ("cuda_kernels", "cuda_version"),
-    "tuned table": ("tuned_table", "state"),
+}
+FACTS_OF_DEVICE: dict[str, dict[str, tuple[str, ...]]] = {
+    "cpu": {"instruction set": ("instruction_sets", "used"), "compiler": ("instruction_sets", "compiler")},
+    "cuda": {
+        "targets of the CUDA kernels": ("cuda_kernels", "targets"),
+        "CUDA of the CUDA kernels": ("cuda_kernels", "cuda_version"),
+        "tuned table": ("tuned_table", "state"),
+    },
 }
 
 
 def differences(before: Result, after: Result) -> list[str]:
     """What besides tilewright's code may have changed the times, in words."""
     environments = before.environment, after.environment
-    facts: dict[str, tuple[str, ...]] = dict(FACTS)
+    facts = FACTS | FACTS_OF_DEVICE[after.settings.get("device", "cuda")]
     for block in ("packages", "peers"):
         names = {n for e in environments for n in e.get(block) or {}} - {"tilewright"}
         facts |= {n: (block, n) for n in sorted(names)}

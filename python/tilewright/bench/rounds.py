@@ -1,15 +1,13 @@
 """Two builds of tilewright measured in turns, A B B A A B ..., each in a process of its own.
 
 What slows the machine down for a while slows both builds. Each round makes its inputs anew, so that where they happen
-to lie in memory belongs to neither. The child's side is a handler of ``tilewright.bench.worker``.
+to lie in memory belongs to neither.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-from . import worker
 from .process import Answer
 from .session import SECONDS_AN_ITEM, Row, Session
 from .summary import clock
@@ -73,29 +71,3 @@ def _failure(answer: Answer) -> dict[str, str]:
     if answer.ending != "answered":
         return {"status": answer.ending, "reason": answer.reason}
     return {"status": "raised", "reason": answer.result.get("device") or answer.result["raised"]}
-
-
-def _handle_round(request: dict[str, Any], send: worker.Send) -> dict[str, Any]:
-    import torch
-
-    from .measure import Bench
-    from .timing import interleave
-
-    bench = Bench(**request["bench"])
-    item = worker.find_item(request["item"], bench)
-    torch.manual_seed(0)
-    built = item.build(bench)
-    ready = {}
-    for provider in request["providers"]:
-        send({"doing": "making", "provider": provider})
-        ready[provider] = built.providers[provider]()
-    timer = bench.wall_timer() if item.by == "wall" else bench.timer(item.cold)
-    found = interleave(ready, bench.seconds, 1, timer, lambda p: send({"doing": "timing", "provider": p}))
-    return {"seconds": {p: t.p50 for p, t in found.items()}}
-
-
-HANDLERS: dict[str, worker.Handler] = {**worker.HANDLERS, "round": _handle_round}
-
-
-def serve() -> None:
-    worker.serve(HANDLERS)

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from ..bench.session import Session
     from ..bench.summary import Result
 
+#: "alone": the ratio where the one before it is held against that of peers.
 COLUMNS = ("call", "provider", "before", "after", "time after / before", "alone", "verdict")
 
 
 def compare_files(before: Path, after: Path, threshold: float, json: Path | None) -> int:
     """The exit code: 1 if a call of tilewright is slower by more than the threshold (0.05 is 5%), broken, or needs more
     memory by as much."""
-    from ..bench.compare import compare
-    from ..bench.summary import read
+    from ..bench.compare import compare, read_checked
 
     with user_errors(ValueError):
-        old, new = read(before), read(after)
+        old, new = read_checked(before), read_checked(after)
         found = compare(old, new, threshold)
     print(f"before: {before}, {_described(old)}")
     print(f"after: {after}, {_described(new)}")
@@ -97,7 +97,7 @@ def _measure(base: Base, settings: dict[str, Any], names: list[str], budget: flo
     from .bench import repeat_command
 
     folder = base.log.parent
-    serve = [sys.executable, "-c", "from tilewright.bench.rounds import serve; serve()"]
+    serve = [sys.executable, "-c", "from tilewright.bench.rounds_worker import serve; serve()"]
     workers: list[Callable[[dict[str, str]], Worker]] = [
         lambda extra: base.worker(folder / "before.log", {**os.environ, **extra}),
         lambda extra: Worker(serve, folder / "after.log", {**os.environ, **extra}, folder),
@@ -150,7 +150,11 @@ def _report(found: Comparison, before: Result, after: Result, json: Path | None)
     for text in found.warnings:
         print(f"warning: {text}", file=sys.stderr)
     print()
-    print_table(COLUMNS, [_line(c) for c in found.changes], "tilewright's calls; intervals hold all together, at 95%")
+    lines = [COLUMNS, *(_line(c) for c in found.changes)]
+    if not any(c.against_peers for c in found.changes):
+        alone = COLUMNS.index("alone")
+        lines = [(*cells[:alone], *cells[alone + 1 :]) for cells in lines]
+    print_table(lines[0], lines[1:], "tilewright's calls; the intervals hold all together, at 95%")
     noted = [c for c in found.changes if c.notes]
     if noted:
         print()
@@ -162,6 +166,8 @@ def _report(found: Comparison, before: Result, after: Result, json: Path | None)
             f"the {len(found.peers)} times of peers, whose code is the same, are {found.drift:.2f}x those of before; "
             f"from run to run the same code moves by {100 * found.run_to_run:.1f}%"
         )
+    if found.resolution is not None:
+        print(f"half of the calls would have shown it if they had become {100 * found.resolution:.0f}% slower")
     print(_summary(found))
     if json is not None:
         sides = {
@@ -186,4 +192,5 @@ def _summary(found: Comparison) -> str:
     for change in found.changes:
         counts[change.verdict] = counts.get(change.verdict, 0) + 1
     parts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    return f"{len(found.regressions)} regressions at a threshold of {100 * found.threshold:.3g}%: {parts}"
+    number = len(found.regressions)
+    return f"{number} regression{'s' * (number != 1)} at a threshold of {100 * found.threshold:.3g}%: {parts}"
