@@ -2,8 +2,8 @@
 
 The plain function is what somebody would write who wanted nothing but the kernel: it allocates the outputs and the
 gradients, fills in the kernel's parameters, calls it and saves what the backward needs. It checks nothing, has no
-options and one backend. The target is at most twice its time. (``tilewright bench --op overhead`` compares such calls with
-PyTorch's own ops instead, which have no Python function around them.)
+options and one backend. The target is at most twice its time. (``tilewright bench --op overhead`` compares such calls
+with PyTorch's own ops instead, which have no Python function around them.)
 """
 
 from __future__ import annotations

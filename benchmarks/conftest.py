@@ -29,9 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
-        raise pytest.UsageError(
-            "--device cuda: torch sees no CUDA device here; --device cpu measures the CPU's kernels"
-        )
+        raise pytest.UsageError("--device cuda: torch sees no CUDA device here; --device cpu measures CPU kernels")
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import datetime
 import json
 import math
+import re
 import statistics
 import sys
 import time
@@ -23,12 +25,12 @@ from typing import Any
 
 import torch
 import transformers
-from run import result_file
 from torch import Tensor
 
-from tilewright.bench.environment import environment
+from tilewright.bench.environment import cpu_name, environment
 from tilewright.integrations.transformers import apply_to_gpt2, apply_to_llama, register
 
+RESULTS = Path(__file__).resolve().parent / "results"
 WAYS = ("eager", "sdpa", "tilewright attention", "tilewright attention + mlp")
 VOCABULARY = 32000
 
@@ -164,6 +166,13 @@ def write(output: Path, block: dict[str, Any], rows: list[dict[str, Any]]) -> No
     output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
+def result_file() -> Path:
+    """Today's file for this machine."""
+    RESULTS.mkdir(exist_ok=True)
+    machine = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
+    return RESULTS / f"{datetime.date.today().isoformat()}-transformers-{machine}.json"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="End-to-end speed of transformers models on tilewright.")
     parser.add_argument("--quick", action="store_true", help="short sequences: a minute, to see that it runs")
@@ -174,7 +183,7 @@ def main() -> int:
     register()
     transformers.logging.set_verbosity_error()
     block, rows = environment(), []
-    output = arguments.output or result_file("transformers-")
+    output = arguments.output or result_file()
     for dtype, cases in (QUICK if arguments.quick else CASES).items():
         if arguments.dtype not in (None, dtype):
             continue

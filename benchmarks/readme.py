@@ -1,97 +1,85 @@
-"""The README's table and picture, from a committed result file: ``python benchmarks/readme.py``.
+"""The README's tables and pictures, from committed result files: ``python benchmarks/readme.py``.
 
-With ``--measure`` the file is measured first, as ``tilewright demo`` does it: the calls verified, then timed in turns
-with PyTorch's. Every figure in the README comes from that file, and a test compares the two.
+A result file is what ``tilewright bench --json benchmarks/results/<date>-bench-<machine>.json`` writes; the newest of a
+CPU and the newest of a GPU are shown, as far as there are any. Every figure of the README's measured block comes from
+them, and a test compares the two. Without such a file the block stays as it is.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
 
-from run import RESULTS, result_file
-
-from tilewright.bench.environment import environment
-from tilewright.bench.timing import milliseconds
+from tilewright.bench.markdown import LEGEND, choose, device, table, totals, where
+from tilewright.bench.summary import Result, read, summarize
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-PICTURE = ROOT / "docs" / "images" / "cpu.png"
+IMAGES = ROOT / "docs" / "images"
 BEGIN, END = "<!-- measured: benchmarks/readme.py writes this -->", "<!-- end of measured -->"
 
-
-def newest_results() -> Path:
-    found = sorted(RESULTS.glob("*-calls-*.json"))
-    if not found:
-        raise SystemExit("benchmarks/results/ holds no *-calls-*.json yet: run with --measure")
-    return found[-1]
+#: What the picture of a device is called; the README shows the CPU's above the block, and others inside it.
+PICTURES = {"cpu": "cpu.png", "cuda": "gpu.png"}
 
 
-def measure() -> Path:
-    from tilewright.demo.measure import measure_step
-
-    with tempfile.TemporaryDirectory() as folder:
-        outcome = measure_step(Path(folder))
-    report = {"environment": environment(), **outcome.report}
-    if report["problems"]:
-        raise SystemExit("not written: " + "; ".join(report["problems"]))
-    file = result_file("calls-")
-    file.write_text(json.dumps(report, indent=1) + "\n")
-    return file
+def newest(folder: Path = RESULTS) -> dict[str, Path]:
+    """Of each device measured, "cpu" first, the result file with the latest date in its name."""
+    found = {device(read(file)): file for file in sorted(folder.glob("*-bench-*.json"))}
+    return {d: found[d] for d in PICTURES if d in found}
 
 
-def table(file: Path) -> str:
-    """Markdown between the two marks, with where it comes from."""
-    report = json.loads(file.read_text())
-    where = report["environment"]
-    versions = where["packages"]
-    cells: dict[tuple[str, str], dict[str, str]] = {}
-    for row in report["rows"]:
-        ours, torchs = milliseconds(row["tilewright"]["p50"]), milliseconds(row["torch"]["p50"])
-        cell = f"{ours}, torch {torchs}: **{row['speedup']:.2f}x**"
-        cells.setdefault((row["label"], row["dtype"]), {})[row["mode"]] = cell
-    modes = list(dict.fromkeys(row["mode"] for row in report["rows"]))
-    lines = [
-        f"| call | dtype | {' | '.join(modes)} |",
-        "|---|---|" + "---|" * len(modes),
-        *(
-            f"| {re.sub(' +', ' ', label)} | {dtype} | {' | '.join(found.get(m, '') for m in modes)} |"
-            for (label, dtype), found in cells.items()
-        ),
-    ]
-    note = (
-        f"{where['cpu']}, {where['cpus_usable']} cores, torch {versions['torch']} on {where['torch_threads']} threads, "
-        f"{where['date'][:10]}: median times of calls taken in turns "
-        f"([{file.name}](benchmarks/results/{file.name}); `tilewright demo` measures yours)."
+def section(file: Path, result: Result) -> str:
+    summaries = summarize(result.rows)
+    source = f"[{file.name}](benchmarks/results/{file.name})"
+    picture = PICTURES[device(result)]
+    shown = [] if picture == "cpu.png" else [f"![speed relative to the fastest other](docs/images/{picture})", ""]
+    return "\n".join(
+        [
+            *shown,
+            *table(choose(summaries)),
+            "",
+            totals(summaries),
+            "",
+            f"{where(result)} ({source}, `{result.command}`).",
+        ]
     )
-    return "\n".join([BEGIN, "", *lines, "", note, "", END])
 
 
-def rewritten(readme: str, file: Path) -> str:
+def block(files: dict[str, Path]) -> str:
+    sections = [section(file, read(file)) for file in files.values()]
+    rule = (
+        "The tables show one call of each scene by a fixed rule (`choose` in `python/tilewright/bench/markdown.py`), "
+        "not by its result."
+    )
+    return "\n\n".join([BEGIN, *sections, f"{LEGEND} {rule}", END])
+
+
+def rewritten(readme: str, files: dict[str, Path]) -> str:
+    if not files:
+        return readme
     before, rest = readme.split(BEGIN)
-    return before + table(file) + rest.split(END)[1]
+    return before + block(files) + rest.split(END)[1]
 
 
-def draw_picture(file: Path) -> None:
+def draw_picture(result: Result, folder: Path = IMAGES) -> Path:
     from tilewright.demo.chart import draw
 
-    report: dict[str, Any] = json.loads(file.read_text())
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    draw(report["rows"], f"tilewright ({report['backend']}) beside PyTorch, {report['environment']['cpu']}", PICTURE)
+    path = folder / PICTURES[device(result)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw(choose(summarize(result.rows)), f"tilewright beside the fastest other implementation\n{where(result)}", path)
+    return path
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="measure on this machine first")
-    file = measure() if parser.parse_args().measure else newest_results()
-    draw_picture(file)
-    README.write_text(rewritten(README.read_text(), file))
-    print(f"README.md and {PICTURE.relative_to(ROOT)} written from {file.relative_to(ROOT)}")
+    files = newest()
+    if not files:
+        print(f"{RESULTS.relative_to(ROOT)} holds no *-bench-*.json: nothing was changed", file=sys.stderr)
+        return 1
+    for file in files.values():
+        print(f"{draw_picture(read(file)).relative_to(ROOT)} drawn from {file.relative_to(ROOT)}")
+    README.write_text(rewritten(README.read_text(encoding="utf-8"), files), encoding="utf-8")
+    print("README.md written")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -9,20 +10,23 @@ from typing import Any
 
 import pytest
 
+from tilewright.bench.measure import OURS as PREFIX
+from tilewright.bench.measure import Built, Function, Item
+from tilewright.bench.single import backends_on, items_of
 from tilewright.demo import FAILED, NOT_RUN, PASSED, Outcome, compare, measure, verify
 
 from .conftest import Run
+
+OURS = PREFIX + backends_on("cpu")[0]
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     from tilewright import train
-    from tilewright.bench import workloads
 
     monkeypatch.setattr(verify, "EVERY", 400)
     monkeypatch.setattr(measure, "SECONDS_EACH", 0.0)
-    small = [w for w in workloads.workloads() if w.case.op == "softmax"]
-    monkeypatch.setattr(workloads, "workloads", lambda: iter(small))
+    monkeypatch.setattr(measure, "calls", lambda: items_of("softmax", "tiny"))
     real = train.pretrain
 
     def brief(model: Any, data: Any, **options: Any) -> Any:
@@ -39,7 +43,9 @@ def test_all_steps(run: Run, tmp_path: Path) -> None:
     assert result.code == (0 if complete else 3), result.out
     assert found["verify"]["failed"] == 0
     assert found["train"]["steps"] == 3
-    assert {r["mode"] for r in found["measure"]["rows"]} == {"forward", "forward+backward"}
+    timed = {(r["mode"], r["provider"]) for r in found["measure"]["rows"] if r["status"] == "timed"}
+    assert timed == {(m, p) for m in ("forward", "backward", "both") for p in (OURS, "eager")}
+    assert found["measure"]["geometric_mean_speedup"] > 0.0
     assert found["environment"]["cpu"]
     if complete:
         assert found["compare"]["status"] == PASSED
@@ -81,12 +87,39 @@ def test_without_transformers_the_step_says_how_to_get_it(monkeypatch: pytest.Mo
     assert "tilewright[transformers]" in outcome.summary
 
 
-def test_a_wrong_kernel_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from tilewright.bench import workloads
+def test_its_calls_exist() -> None:
+    found = measure.calls()
+    assert {i.facts["op"] for i in found} == {"attention", "softmax", "ffn", "kvcache_attention"}
+    assert {i.facts["mode"] for i in found} == {"forward", "both"}
+    assert {i.facts["dtype"] for i in found} == {"float32", "bfloat16"}
 
-    small = [w for w in workloads.workloads() if w.case.op == "softmax"]
-    monkeypatch.setattr(workloads, "workloads", lambda: iter(small))
-    monkeypatch.setattr(workloads, "check", lambda workload, backend: "failed: wrong")
+
+def test_a_wrong_kernel_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    items = [dataclasses.replace(i, build=lambda bench, of=i.build: _spoiled(of(bench))) for i in _tiny()]
+    monkeypatch.setattr(measure, "calls", lambda: items)
+    monkeypatch.setattr(measure, "SECONDS_EACH", 0.0)
     outcome = measure.measure_step(tmp_path)
     assert outcome.status == FAILED
-    assert outcome.report["rows"] == []
+    ours = [r for r in outcome.report["rows"] if r["provider"] == OURS]
+    assert [r["status"] for r in ours] == ["wrong"] * len(items)
+    assert all("device" not in r for r in ours)
+    assert not (tmp_path / "speedup.png").exists()
+
+
+def _tiny() -> list[Item]:
+    return items_of("softmax", "tiny")[:2]
+
+
+def _spoiled(built: Built) -> Built:
+    """Ours answers twice what is right."""
+    ours = built.providers[OURS]
+
+    def twice() -> Function:
+        function = ours()
+        return lambda: _double(function())
+
+    return Built({**built.providers, OURS: twice}, built.error)
+
+
+def _double(result: Any) -> Any:
+    return tuple(2 * t for t in result) if isinstance(result, tuple) else 2 * result

@@ -1,57 +1,56 @@
-"""Speedups as bars, with the times that they come from."""
+"""Bars of how many times faster each call is, with the times that they come from."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ..bench.timing import milliseconds
+from ..bench.markdown import time_text
+from ..bench.summary import Summary
 
-_COLORS = {"float32": "#3b6fb6", "bfloat16": "#e08a3c", "float16": "#5a9f68", "float64": "#8a6bb8"}
+_COLORS = {"float32": "#3b6fb6", "bfloat16": "#e08a3c", "float16": "#5a9f68"}
 
 
-def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
-    """One panel per mode, one bar per call and dtype. ``rows`` as the measuring step makes them."""
+def draw(summaries: Sequence[Summary], title: str, path: Path) -> None:
+    """One bar for each call that has a lead, over the fastest other implementation; the line is its 95% interval."""
     import matplotlib
 
     matplotlib.use("Agg")  # a file, not a window
     import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
 
-    modes = list(dict.fromkeys(r["mode"] for r in rows))
-    labels = list(dict.fromkeys(r["label"] for r in rows))
-    dtypes = list(dict.fromkeys(r["dtype"] for r in rows))
-    height = 0.8 / len(dtypes)
-    figure, axes = plt.subplots(
-        1, len(modes), figsize=(6.5 * len(modes), 1.4 + 0.95 * len(labels)), sharey=True, squeeze=False
-    )
-    shortest, longest = min(r["speedup"] for r in rows), max(r["speedup"] for r in rows)
-    for axis, mode in zip(axes[0], modes, strict=True):
-        for r in rows:
-            if r["mode"] != mode:
-                continue
-            y = labels.index(r["label"]) + (dtypes.index(r["dtype"]) - (len(dtypes) - 1) / 2) * height
-            axis.barh(y, r["speedup"] - 1.0, height * 0.9, left=1.0, color=_COLORS[r["dtype"]])
-            ours, theirs = (milliseconds(r[name]["p50"]) for name in ("tilewright", "torch"))
-            text = f" {r['speedup']:.2f}×  ({ours}, torch {theirs})"
-            axis.text(max(r["speedup"], 1.0), y, text, va="center", fontsize=8.5, color="#333333")
-        axis.axvline(1.0, color="#333333", linewidth=1, linestyle="--")
-        axis.set_title(mode, fontsize=11)
-        # Logarithmic, from equality: twice as slow is as long as twice as fast, and no bar is lost beside a large one.
-        axis.set_xscale("log")
-        axis.set_xlim(min(0.8, shortest / 1.1), max(2.0, longest) * 9.0)
-        ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if shortest / 1.2 <= t <= max(2.0, longest) * 1.5]
-        axis.set_xticks(ticks, [f"{t:g}×" for t in ticks])
-        axis.minorticks_off()
-        axis.set_xlabel("speed relative to PyTorch (dashed line: equal)")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
-        axis.set_axisbelow(True)
-    axes[0][0].set_yticks(range(len(labels)), labels)
-    axes[0][0].invert_yaxis()
-    figure.suptitle(title, fontsize=13)
-    handles = [Patch(color=_COLORS[d], label=d) for d in dtypes]
-    figure.legend(handles=handles, loc="lower right", ncols=len(dtypes), frameon=False)
-    figure.tight_layout(rect=(0, 0.03, 1, 0.98))
+    figure, axis = plt.subplots(figsize=(11.5, 1.6 + 0.42 * len(summaries)))
+    leads = [s.lead for s in summaries if s.lead is not None]
+    shortest, longest = min(r.low for r in leads), max(r.high for r in leads)
+    labels = []
+    for y, s in enumerate(summaries):
+        of = s.facts
+        scene = of.get("scene", "")
+        labels.append(f"{of['op']} {of['mode']}, {scene}\n{of['label']}" if scene else f"{of['op']}\n{of['label']}")
+        if s.lead is None or s.ours is None or s.peer is None:
+            axis.text(1.0, y, " no other implementation", va="center", fontsize=8.5, color="#333333")
+            continue
+        lead = s.lead
+        axis.barh(y, lead.value - 1.0, 0.7, left=1.0, color=_COLORS[of["dtype"]])
+        axis.plot([lead.low, lead.high], [y, y], color="#333333", linewidth=1.2)
+        text = f"{lead.value:.2f}×  ({time_text(s.ours)}, {s.peer['provider']} {time_text(s.peer)})"
+        axis.text(1.04 * max(lead.high, 1.0), y, text, va="center", fontsize=8.5, color="#333333")
+    axis.axvline(1.0, color="#333333", linewidth=1, linestyle="--")
+    # Logarithmic, from equality: twice as slow is as long as twice as fast, and no bar is lost beside a large one.
+    axis.set_xscale("log")
+    axis.set_xlim(min(0.8, shortest / 1.1), max(2.0, longest) * 5.0)
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if shortest / 1.2 <= t <= max(2.0, longest) * 1.5]
+    axis.set_xticks(ticks, [f"{t:g}×" for t in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel("speed relative to the fastest other implementation (dashed line: equal)")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8.5)
+    axis.invert_yaxis()
+    axis.set_title(title, fontsize=12)
+    dtypes = dict.fromkeys(s.facts["dtype"] for s in summaries)
+    axis.legend(handles=[Patch(color=_COLORS[d], label=d) for d in dtypes], loc="lower right", frameon=False)
+    figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
