@@ -3,7 +3,7 @@
 // With lanes for query rows most of a vector would be idle, so here the lanes run along the head dimension, for Q K^T
 // and for P V, and along the keys in between; only where there is more to do to the scores than scaling are they laid out
 // as everywhere else, so that masks, dropout and the rest are shared. Rows of K and V are read in memory order, in place
-// when they hold A and fill whole vectors, and serve all heads of the group.
+// when they fill whole vectors, and serve all heads of the group.
 #pragma once
 
 #include "attention_forward.h"
@@ -19,7 +19,7 @@ constexpr int64_t kDecodeTile = 64;  // keys: V's tile is still in L1 or L2 for 
 // The hardware's own prefetching loses its way between the rows that are read side by side: +10% bandwidth on a Zen 3
 // core with 8 to 32 rows alike.
 constexpr int64_t kPrefetchRows = 32;
-constexpr int kDecodeVectors = 8;  // of O held in registers: a row of 64 floats under AVX2
+constexpr int kDecodeVectors = 8;  // sums of O held in registers, to keep the FMA units busy while others are under way
 
 template <class A>
 struct DecodeBuffers {
@@ -34,39 +34,70 @@ struct DecodeBuffers {
   }
 };
 
-// The rows as A, whole vectors long: rows[i] stays, or is widened into buffer [count][width] and replaced.
+// Rows of whole vectors: as they are stored, or where that would leave part of a vector, widened into
+// buffer [count][width].
+template <class A>
+bool stored_rows(int64_t dim) {
+  return dim % Simd<A>::lanes == 0;
+}
 template <class A>
 void decode_rows(DType dtype, const KeyRows& source, int64_t begin, int64_t count, int64_t dim, A* buffer,
-                 const A** rows) {
-  constexpr int L = Simd<A>::lanes;
-  char* raw[kDecodeTile];
-  source.rows(begin, count, raw);
-  const bool in_place = size_of(dtype) == static_cast<int64_t>(sizeof(A)) && dim % L == 0;
-  const int64_t width = round_up(dim, L);
+                 char** rows) {
+  source.rows(begin, count, rows);
+  const int64_t width = round_up(dim, Simd<A>::lanes);
   const uintptr_t ahead = static_cast<uintptr_t>(kPrefetchRows * source.row_bytes);
   for (int64_t i = 0; i < count; ++i) {
     if (source.pages == nullptr)
       for (int64_t d = 0; d < dim * size_of(dtype); d += 64)
-        __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(raw[i]) + ahead + d));
-    if (!in_place) widen_row<A>(dtype, raw[i], dim, width, buffer + i * width);
-    rows[i] = in_place ? reinterpret_cast<const A*>(raw[i]) : buffer + i * width;
+        __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(rows[i]) + ahead + d));
+    if (stored_rows<A>(dim)) continue;
+    widen_row<A>(dtype, rows[i], dim, width, buffer + i * width);
+    rows[i] = reinterpret_cast<char*>(buffer + i * width);
   }
 }
 
-// q . k_j for L keys at once: their L accumulators are summed across by a transposition.
+// use(T{}) with the type that decode_rows' rows hold.
+template <class A, class F>
+TW_INLINE void with_rows(DType dtype, int64_t dim, const F& use) {
+  stored_rows<A>(dim) ? with_dtype<A>(dtype, use) : use(A{});
+}
+
+// Lane j: the sum over the lanes of v[j]. Halves the number of vectors at each step, where a transposition would not.
 template <class A>
-TW_INLINE Vec<A> decode_dots(const A* q, const A* const* k, int64_t width) {
+TW_MEMBER Vec<A> sum_lanes(Vec<A> (&v)[Simd<A>::lanes]) {
+  using Lanes = std::make_integer_sequence<int, Simd<A>::lanes>;
+  for (int half = Simd<A>::lanes / 2; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j)
+      v[j] = interleave_low(v[j], v[j + half], Lanes{}) + interleave_high(v[j], v[j + half], Lanes{});
+  return v[0];
+}
+#if defined(__AVX__) && TW_VECTOR_BYTES == 32
+template <>
+TW_MEMBER vfloat sum_lanes<float>(vfloat (&v)[8]) {
+  __m256 pairs[4], fours[2];
+  for (int j = 0; j < 4; ++j) {
+    const __m256 a = (__m256)v[2 * j], b = (__m256)v[2 * j + 1];
+    pairs[j] = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  }
+  for (int j = 0; j < 2; ++j)
+    fours[j] = _mm256_add_ps(_mm256_shuffle_ps(pairs[2 * j], pairs[2 * j + 1], 0x44),
+                             _mm256_shuffle_ps(pairs[2 * j], pairs[2 * j + 1], 0xEE));
+  return (vfloat)_mm256_add_ps(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
+                               _mm256_permute2f128_ps(fours[0], fours[1], 0x31));
+}
+#endif
+
+// q . k_j for L keys at once.
+template <class A, class T>
+TW_INLINE Vec<A> decode_dots(const A* q, const char* const* k, int64_t width) {
   constexpr int L = Simd<A>::lanes;
   Vec<A> sum[L];
   for (int j = 0; j < L; ++j) sum[j] = Vec<A>{};
   for (int64_t d = 0; d < width; d += L) {
     const Vec<A> x = load(q + d);
-    for (int j = 0; j < L; ++j) sum[j] += x * load(k[j] + d);
+    for (int j = 0; j < L; ++j) sum[j] += x * load(reinterpret_cast<const T*>(k[j]) + d);
   }
-  transpose<A>(sum);
-  for (int step = L / 2; step > 0; step /= 2)
-    for (int j = 0; j < step; ++j) sum[j] += sum[j + step];
-  return sum[0];
+  return sum_lanes<A>(sum);
 }
 
 // Row r's scores of n keys, a whole number of vectors, turn into exp(scale s - max); as softmax_tile.
@@ -89,20 +120,24 @@ void decode_softmax(A* s, int64_t n, A scale, int r, StripState<A>* state, A* al
   state->max[r] = top;
 }
 
-// out [VECTORS vectors] = alpha * out + sum over keys of weights[j * stride] * v_j.
-template <class A, int VECTORS>
-TW_INLINE void decode_sum(const A* weights, int64_t stride, const A* const* v, int64_t offset, int64_t count, bool keep,
-                          A alpha, A* out) {
-  constexpr int L = Simd<A>::lanes;
-  Vec<A> sum[VECTORS];
-  for (int i = 0; i < VECTORS; ++i) sum[i] = Vec<A>{};
-  for (int64_t j = 0; j < count; ++j) {
+// out [VECTORS vectors] = alpha * out + sum over keys of weights[j * stride] * v_j, in kDecodeVectors / VECTORS sums.
+template <class A, class T, int VECTORS>
+TW_INLINE void decode_sum(const A* weights, int64_t stride, const char* const* v, int64_t offset, int64_t count,
+                          bool keep, A alpha, A* out) {
+  constexpr int L = Simd<A>::lanes, KEYS = kDecodeVectors / VECTORS;
+  Vec<A> sum[KEYS][VECTORS] = {};
+  const auto add = [&](int64_t j, Vec<A>(&to)[VECTORS]) {
     const A weight = weights[j * stride];
-    for (int i = 0; i < VECTORS; ++i) sum[i] += weight * load(v[j] + offset + i * L);
-  }
+    for (int i = 0; i < VECTORS; ++i) to[i] += weight * load(reinterpret_cast<const T*>(v[j]) + offset + i * L);
+  };
+  int64_t j = 0;
+  for (; j + KEYS <= count; j += KEYS)
+    for (int n = 0; n < KEYS; ++n) add(j + n, sum[n]);
+  for (; j < count; ++j) add(j, sum[0]);
   for (int i = 0; i < VECTORS; ++i) {
+    for (int n = 1; n < KEYS; ++n) sum[0][i] += sum[n][i];
     A* o = out + offset + i * L;
-    store(o, keep ? load(o) * alpha + sum[i] : sum[i]);
+    store(o, keep ? load(o) * alpha + sum[0][i] : sum[0][i]);
   }
 }
 
@@ -130,18 +165,20 @@ void decode_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& s
     if (!plain) std::memset(w.scores, 0, static_cast<size_t>(n * lanes) * sizeof(A));
     for (int64_t j = 0; j < n; j += L) {
       const int count = static_cast<int>(n - j < L ? n - j : L);
-      const A* k[L];
+      char* k[L];
       decode_rows(p.dtype, keys, key + j, count, p.head_dim, buffers.keys, k);
       for (int i = count; i < L; ++i) k[i] = k[0];
-      for (int r = 0; r < strip.count; ++r) {
-        Vec<A> s_j = decode_dots<A>(buffers.queries + r * width, k, width);
-        if (plain) {
-          for (int i = count; i < L; ++i) s_j[i] = static_cast<A>(-kInfinity);
-          store(w.scores + r * row + j, s_j);
-        } else {
-          for (int i = 0; i < count; ++i) w.scores[(j + i) * step + r] = s_j[i];
+      with_rows<A>(p.dtype, p.head_dim, [&](auto t) {
+        for (int r = 0; r < strip.count; ++r) {
+          Vec<A> s_j = decode_dots<A, decltype(t)>(buffers.queries + r * width, k, width);
+          if (plain) {
+            for (int i = count; i < L; ++i) s_j[i] = static_cast<A>(-kInfinity);
+            store(w.scores + r * row + j, s_j);
+          } else {
+            for (int i = 0; i < count; ++i) w.scores[(j + i) * step + r] = s_j[i];
+          }
         }
-      }
+      });
     }
     if (plain) {
       for (int r = 0; r < strip.count; ++r)
@@ -149,18 +186,21 @@ void decode_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& s
     } else {
       weigh_scores(p, s, strip, key, n, w, state);
     }
-    const A* v[kDecodeTile];
+    char* v[kDecodeTile];
     decode_rows(p.dtype, values, key, n, p.head_dim_v, buffers.values, v);
-    for (int r = 0; r < strip.count; ++r) {
-      const A* weights = w.scores + r * row;
-      A* out = buffers.out + r * width_v;
-      int64_t d = 0;
-      for (; d + kDecodeVectors * L <= width_v; d += kDecodeVectors * L)
-        decode_sum<A, kDecodeVectors>(weights, step, v, d, n, state->started, w.alpha[r], out);
-      for (; d + 2 * L <= width_v; d += 2 * L)
-        decode_sum<A, 2>(weights, step, v, d, n, state->started, w.alpha[r], out);
-      if (d < width_v) decode_sum<A, 1>(weights, step, v, d, n, state->started, w.alpha[r], out);
-    }
+    with_rows<A>(p.dtype, p.head_dim_v, [&](auto t) {
+      using T = decltype(t);
+      for (int r = 0; r < strip.count; ++r) {
+        const A *weights = w.scores + r * row, alpha = w.alpha[r];
+        A* out = buffers.out + r * width_v;
+        int64_t d = 0;
+        for (; d + 8 * L <= width_v; d += 8 * L)
+          decode_sum<A, T, 8>(weights, step, v, d, n, state->started, alpha, out);
+        for (; d + 4 * L <= width_v; d += 4 * L)
+          decode_sum<A, T, 4>(weights, step, v, d, n, state->started, alpha, out);
+        for (; d < width_v; d += L) decode_sum<A, T, 1>(weights, step, v, d, n, state->started, alpha, out);
+      }
+    });
     state->started = true;
   }
   if (!state->started) return;
