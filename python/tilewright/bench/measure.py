@@ -132,7 +132,8 @@ class Item:
     work: operations, bytes or tokens of it, for a unit of "TFLOP/s", "GB/s" or "tokens/s"; with "us" or "ms" the time
     itself is the result. A rate of tokens has a roofline if facts["flops_per_token"] says what one costs.
     by: "device" or "wall", the time that the result is made of; with "wall" no other is taken. cold: the data is not in
-    the caches. samples: at least so many. roundings: how many times a call's limit its error may be.
+    the caches. long: a call may take seconds, so that few of them must do. roundings: how many times the limit its
+    error may be.
     curve: growth curve that it is a point of, with its size in facts["size"]; "" for none.
     """
 
@@ -142,7 +143,7 @@ class Item:
     work: float = 0.0
     by: str = "device"
     cold: bool = False
-    samples: int = 7
+    long: bool = False
     roundings: float = 1.0
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -239,7 +240,8 @@ def _time(
     while ready:
         try:
             timer = bench.timer(item.cold) if item.by == "device" else bench.wall_timer()
-            device = interleave({**ready, **roof}, bench.seconds, item.samples, timer, announce)
+            samples = 3 if item.long else 7
+            device = interleave({**ready, **roof}, bench.seconds, samples, timer, announce, warm=not item.long)
             wall = device
             if bench.device != "cpu" and item.by == "device":
                 wall = interleave(ready, bench.seconds / 4, 3, bench.wall_timer(), announce)

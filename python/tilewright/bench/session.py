@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from .items.end_to_end import MODEL
 from .items.rooflines import COPY, GEMM
 from .process import Answer, Worker, run_pool
 
 SECONDS_TO_COMPILE = 120.0
 SECONDS_AN_ITEM = 75.0
+#: What a whole model may take, with compiling where that is done on the spot.
+SECONDS_A_MODEL = 600.0
 
 #: For an item, the providers that are not to be tried (again), with the row to show.
 Excluded = dict[str, dict[str, str]]
@@ -104,9 +107,9 @@ class Session:
             if left <= 0:
                 return [{"item": name, "provider": "all", **NOT_REACHED}, *_rows_of(name, without)]
             request = {"do": "item", "item": name, "bench": self.settings, "without": without}
-            limit = min(SECONDS_AN_ITEM, left)
-            answer = self.worker.ask(request, limit)
-            if answer.ending == "hung" and limit < SECONDS_AN_ITEM:
+            longest = SECONDS_A_MODEL if name.startswith(MODEL) else SECONDS_AN_ITEM
+            answer = self.worker.ask(request, min(longest, left))
+            if answer.ending == "hung" and left < longest:
                 return [{"item": name, "provider": "all", **NOT_REACHED}, *_rows_of(name, without)]
             broken = answer.result.get("device")
             if answer.ending == "answered" and not broken:
@@ -144,9 +147,11 @@ def add_rooflines(rows: list[Row]) -> list[Row]:
         roof = row.get("roofline")  # of the item's own turns, where it was timed so
         if roof is None and row["unit"] == "GB/s" and copies:
             roof = copies[0]
-        elif roof is None and row["unit"] == "TFLOP/s" and products:
+        elif roof is None and (row["unit"] == "TFLOP/s" or "flops_per_token" in row) and products:
             dtype = row.get("dtype", "bfloat16")
             roof = max((v for d, v in products.items() if d == dtype or dtype != "float32"), default=None)
+            if roof is not None and "flops_per_token" in row:  # the share is then what training calls MFU
+                roof *= 1e12 / row["flops_per_token"]
         if roof is not None:
             row["of_roofline"] = row["result"] / roof
             if row["of_roofline"] > 1.0:

@@ -173,3 +173,42 @@ class Ffn(Shape):
     @property
     def weights(self) -> int:
         return self.features * self.hidden * (3 if self.gated else 2)
+
+
+@dataclass(frozen=True)
+class Gpt2(Shape):
+    """A GPT-2 of so many layers and heads, and batch sequences of seqlen tokens: trained on, or a prompt that new ones
+    are generated for. The defaults are GPT-2 small, 124M parameters."""
+
+    batch: int
+    seqlen: int
+    new: int | None = None
+    layers: int = 12
+    heads: int = 12
+    width: int = 768
+    vocab_size: int = 50257
+    positions: int = 1024
+
+    @property
+    def name(self) -> str:
+        return f"B{self.batch} S{self.seqlen}" + (f"+{self.new}" if self.new else "") + self.suffix
+
+    @property
+    def label(self) -> str:
+        return f"{self.batch} × {self.seqlen} tokens" + (f", {self.new} new" if self.new else "")
+
+    @property
+    def parameters(self) -> int:
+        """The output layer's are the token embedding's."""
+        a_layer = 12 * self.width * self.width + 13 * self.width
+        return (self.vocab_size + self.positions + 2) * self.width + self.layers * a_layer
+
+    @property
+    def flops_per_token(self) -> int:
+        """Of a training step, 6 N + 12 L H Q T: Chowdhery et al., "PaLM", 2022, appendix B.
+
+        N: the parameters that products are made with, which is all but the position embedding; H Q: the width; T: the
+        sequence length. It counts attention in full; a causal one needs half of the second term.
+        """
+        products = self.parameters - self.positions * self.width
+        return 6 * products + 12 * self.layers * self.width * self.seqlen

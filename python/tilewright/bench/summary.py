@@ -61,7 +61,7 @@ def is_ours(row: Row) -> bool:
 
 def clock(row: Row) -> str:
     """Which of a timed row's two times its result was made of."""
-    return "wall" if row["unit"] == "us" and row.get("op") == "overhead" else "device"
+    return "wall" if row.get("op") in ("overhead", "end_to_end") else "device"
 
 
 def times(row: Row) -> tuple[float, ...]:

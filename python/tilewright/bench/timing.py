@@ -93,11 +93,13 @@ def interleave(
     at_least: int = 5,
     timer: Timer | None = None,
     announce: Callable[[str], None] = lambda name: None,
+    warm: bool = True,
 ) -> dict[str, Timing]:
     """Time the functions for about ``seconds`` in all, one sample of each after the other (A B A B ...).
 
-    What slows the machine down then slows all of them. Each is called twice before anything is measured. ProviderFailed
-    names the one that raised. timer: the time on the wall, if not given. announce: is told whose turn it is.
+    What slows the machine down then slows all of them. Each is called twice before anything is measured; without warm
+    once, for functions that have been called already. ProviderFailed names the one that raised. timer: the time on the
+    wall, if not given. announce: is told whose turn it is.
     """
     timer = timer or WallTimer()
 
@@ -110,7 +112,8 @@ def interleave(
 
     calls = {}
     for name, function in functions.items():
-        guarded(name, function)
+        if warm:
+            guarded(name, function)
         calls[name] = guarded(name, lambda f=function: timer.plan(f))  # type: ignore[misc]
     samples: dict[str, list[float]] = {name: [] for name in functions}
     end = time.perf_counter() + seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..measure import Item
-from . import attention, decode, ffn, growth, overhead, own, rooflines, softmax, varlen
+from . import attention, decode, end_to_end, ffn, growth, overhead, own, rooflines, softmax, varlen
 
 #: Sets of shapes: for a GPU and for a CPU, in minutes, and with every shape; "tiny" only shows that all of it runs.
 SETS = ("gpu", "gpu-long", "cpu", "cpu-long", "tiny")
@@ -16,6 +16,7 @@ OPS = {
     "ffn": ffn.items,
     "growth": growth.items,
     "overhead": overhead.items,
+    "end_to_end": end_to_end.items,
 }
 
 

@@ -38,7 +38,7 @@ class Peer:
 
 def all_peers() -> dict[str, tuple[Peer, ...]]:
     """By op."""
-    from . import attention, decode, ffn, softmax, varlen
+    from . import attention, decode, ffn, gpt2, softmax, varlen
 
     return {
         "attention": attention.PEERS,
@@ -46,4 +46,5 @@ def all_peers() -> dict[str, tuple[Peer, ...]]:
         "kvcache_attention": decode.PEERS,
         "softmax": softmax.PEERS,
         "ffn": ffn.PEERS,
+        "end_to_end": gpt2.PEERS,
     }
