@@ -98,7 +98,7 @@ def bench(
     if base is not None:
         from .bench_compare import compare_with_base
 
-        raise typer.Exit(compare_with_base(base, settings, ops, dtype, case, threshold / 100, json))
+        raise typer.Exit(compare_with_base(base, settings, ops, dtype, case, threshold / 100, json, budget))
     items = choose(all_items(settings["shapes"], ops, tuple(settings["calls"])), dtype, case)
     if list_:
         _list(items)
