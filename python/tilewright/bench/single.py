@@ -15,9 +15,6 @@ from .device import FLUSH_BYTES
 from .measure import OURS, Bench, Built, Function, Item, build, check, flush_caches
 from .peers import all_peers
 
-#: The ops that have kernels to compare, by the names of tilewright's functions.
-OPS = tuple(all_peers())
-
 
 class NotMeasured(Exception):
     """A provider that is not to be timed. status: "refused", "missing", "out of memory", "raised" or "wrong"."""
