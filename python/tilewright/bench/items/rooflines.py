@@ -60,7 +60,8 @@ def _product(size: int, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
 def _fastest(dtype: str) -> torch.dtype:
     """16-bit numbers can be multiplied as float32; without instructions for them their own product may take a hundred
     times as long."""
-    choices = [torch.float32, *([getattr(torch, dtype)] if dtype != "float32" else [])]
+    own: torch.dtype = getattr(torch, dtype)
+    choices = list(dict.fromkeys((torch.float32, own)))
     timings = interleave({str(d): _product(256, d) for d in choices}, 0.0, 3)
     return min(choices, key=lambda d: timings[str(d)].p50)
 
