@@ -11,7 +11,15 @@ from tilewright.bench.summary import summarize
 def call(item: str, ours: float, other: float | None, **facts: Any) -> list[dict[str, Any]]:
     def row(provider: str, p50: float) -> dict[str, Any]:
         times = {"p50": p50, "p20": p50, "p80": p50, "samples": 3, "values": [p50] * 3}
-        made = {"item": item, "provider": provider, "status": "timed", "device": times, "unit": "GB/s", "result": 1.0}
+        made = {
+            "item": item,
+            "provider": provider,
+            "status": "timed",
+            "device": times,
+            "wall": times,
+            "unit": "GB/s",
+            "result": 1.0,
+        }
         return {**made, "op": "softmax", "mode": "forward", "dtype": "float32", "label": item, **facts}
 
     return [row("tilewright cpu", ours), *([row("eager", other)] if other is not None else [])]

@@ -27,7 +27,11 @@ def run(folder: Path, *arguments: str, plugin: str = "") -> tuple[int, str, list
     (folder / "plugin_of_test.py").write_text(plugin)
     file = folder / "result.json"
     command = [sys.executable, "-m", "pytest", "-rA", *SHORT, *QUICK, "-p", "plugin_of_test", "--benchmark-json", file]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
     done = subprocess.run(
         [*map(str, command), *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False
     )

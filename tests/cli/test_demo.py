@@ -103,6 +103,7 @@ def test_a_wrong_kernel_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_pat
     ours = [r for r in outcome.report["rows"] if r["provider"] == OURS]
     assert [r["status"] for r in ours] == ["wrong"] * len(items)
     assert all("device" not in r for r in ours)
+    assert [p.split(": ")[1] for p in outcome.report["problems"]] == ["wrong"] * len(items)
     assert not (tmp_path / "speedup.png").exists()
 
 
