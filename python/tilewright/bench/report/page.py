@@ -252,7 +252,7 @@ def _how_to_read() -> Markup:
     texts = (
         "Every provider's result is held against float64 first; what is farther from it than allowed is not timed. The "
         "error is the norm of the difference, relative to the norm of the result.",
-        "Times are medians of samples that all providers take in turns: of the device on a GPU, and on the wall on a CPU. "
+        "Times are medians of samples that all providers take in turns: of the device on a GPU, on the wall on a CPU. "
         "The ratio to the fastest peer is the median of "
         "the ratios of samples that were taken one after the other, with its 95% bootstrap interval; a call is even "
         "where that interval holds 1.",
