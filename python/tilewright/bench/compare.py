@@ -302,6 +302,7 @@ FACTS: dict[str, tuple[str, ...]] = {
 FACTS_OF_DEVICE: dict[str, dict[str, tuple[str, ...]]] = {
     "cpu": {"instruction set": ("instruction_sets", "used"), "compiler": ("instruction_sets", "compiler")},
     "cuda": {
+        "driver": ("gpu_driver",),
         "targets of the CUDA kernels": ("cuda_kernels", "targets"),
         "CUDA of the CUDA kernels": ("cuda_kernels", "cuda_version"),
         "tuned table": ("tuned_table", "state"),

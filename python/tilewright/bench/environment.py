@@ -109,6 +109,18 @@ def gpus() -> list[str]:
     )
 
 
+def gpu_driver() -> str | None:
+    """The version of the GPU's driver; None where there is no GPU, or nothing that tells."""
+    if not torch.cuda.is_available():
+        return None
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
 def tuned_table() -> dict[str, Any]:
     """The user's own launch configurations: "path" (None without such a file), and in words their "state" here."""
     from ..triton_kernels import user_table
@@ -139,6 +151,7 @@ def environment() -> dict[str, Any]:
         "cpus_usable": usable_cpus(),
         "memory_bytes": memory_bytes(),
         "gpus": gpus(),
+        "gpu_driver": gpu_driver(),
         "python": platform.python_version(),
         "packages": package_versions(),
         "torch_threads": torch.get_num_threads(),

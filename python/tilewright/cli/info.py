@@ -43,6 +43,7 @@ def _machine_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("cpu", f"{found['cpu']}, {found['cpus_usable']} usable"),
         ("memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB"),
         ("gpus", ", ".join(found["gpus"]) or "none"),
+        *([("driver", found["gpu_driver"])] if found["gpu_driver"] else []),
         ("cpu kernels", "none" if isas is None else f"using {isas['used']} of {', '.join(isas['available'])}"),
         ("compiled by", "-" if isas is None else isas["compiler"]),
         ("cuda kernels", "none" if cuda is None else f"for {cuda['targets']}, by CUDA {cuda['cuda_version']}"),
