@@ -11,7 +11,7 @@ import pytest
 from report_results import EVERYTHING, NOT_REACHED, ODD, Row, result, timed, untimed
 
 from tilewright.bench.report import write_html
-from tilewright.bench.report.view import Call, calls, glance, styles
+from tilewright.bench.report.view import Call, calls, field_domain, glance, styles
 from tilewright.bench.summary import curves
 
 VOID = {"meta", "input"}
@@ -183,3 +183,25 @@ def test_a_provider_looks_the_same_everywhere_and_no_two_are_alike() -> None:
     found = styles([timed(f"item {i % 3}", name, 1e-3) for i, name in enumerate(names)])
     assert len(set(found.values())) == len(names)
     assert [n for n, s in found.items() if s.color is None] == names[:2]
+
+
+def test_speeds_are_relative_to_the_fastest_peer() -> None:
+    rows = [
+        timed("a", "tilewright cpu", 1e-3, 0, of_roofline=0.5),
+        timed("a", "eager", 2e-3, 0, of_roofline=0.25),
+        timed("a", "compile", 8e-3, 0),
+    ]
+    (call,) = calls(result(rows))
+    assert {m.row["provider"]: m.speed for m in call.marks} == pytest.approx(
+        {"tilewright cpu": 2.0, "eager": 1.0, "compile": 0.25}
+    )
+    assert [(m.low, m.high) for m in call.marks][1] == pytest.approx((1 / 1.1, 1 / 0.9))  # p80 and p20
+    assert call.limit == pytest.approx(4.0)
+    assert field_domain([call])[1] > call.limit
+    # What is far slower is at the edge if it is a peer's; ours is always where it is, up to 8 times.
+    slow = [timed("b", "tilewright cpu", 7e-3, 0), timed("b", "eager", 1e-3, 0), timed("b", "compile", 1.0, 0)]
+    assert 1 / 8 < field_domain(calls(result(slow)))[0] < 1 / 7
+    (host,) = calls(
+        result([timed("h", p, s, 0, op="overhead") for p, s in (("tilewright cpu", 1e-6), ("eager", 3e-6))])
+    )
+    assert host.marks[0].low == pytest.approx(3.0 * 2 / 1.1)  # of the wall's times, whose median is twice as long

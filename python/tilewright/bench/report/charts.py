@@ -77,7 +77,7 @@ def _field(figure_of: Any, calls: Sequence[Call], styles: dict[str, Style], titl
     figure = figure_of(figsize=(_WIDTH, height))
     left, right = _LEFT / _WIDTH, _RIGHT / _WIDTH
     axis = figure.add_axes((left, bottom / height, 1 - left - right, _LINE * len(calls) / height))
-    low, high = view.domain(v for c in calls for v in (*(m.speed for m in c.marks), c.limit or 1.0))
+    low, high = view.field_domain(calls)
     axis.set_xscale("log")
     axis.set_xlim(low, high)
     axis.set_ylim(len(calls) - 0.5, -0.5)
@@ -230,8 +230,9 @@ def _panel(axis: Any, found: Sequence[Curve], styles: dict[str, Style], memory: 
             axis.plot(ends, [factor * s**power for s in ends], color=_SOFT, linewidth=0.8, linestyle=":", zorder=2)
             text = "∝ n²" if power == 2 else "∝ n"
             at = (start, factor * start**power)
-            at_left = start == sizes[0]  # else it starts at the axis, and the text is to keep clear of that
-            place, side = ((3, -11), "left") if at_left else ((-3, 3), "right")
+            side = "left" if start == sizes[0] else "right"
+            under = side == "left" and at[1] > 1.3 * low  # else it is to keep clear of the axis
+            place = (3 if side == "left" else -3, -11 if under else 3)
             axis.annotate(text, at, place, textcoords="offset points", ha=side, fontsize=8, color=_SOFT)
         axis.set_ylim(low, high)
         step = math.ceil(len(sizes) / 7)

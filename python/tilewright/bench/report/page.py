@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..items.rooflines import COPY
-from ..summary import LEAST_BYTES, LEAST_SECONDS, Result, curves, is_ours, is_roofline, result_text, three_digits
+from ..summary import LEAST_BYTES, LEAST_SECONDS, Result, curves, is_ours, is_roofline, result_text
 from . import svg, view
 from .markup import Child, Markup, join, tag
 from .style import SCRIPT, css
@@ -260,6 +260,6 @@ def _how_to_read() -> Markup:
         "or for a copy (GB/s). Memory is the most that a call needs beside its inputs.",
         "In a call's picture the thin line is the fastest peer, and the bar reaches from it to tilewright, which is "
         "faster to the right of it. Further marks are the other providers, with lines from their 20th to their 80th "
-        f"percentile. The axis is logarithmic; what is more than {three_digits(view.EDGE)} times away is at its edge.",
+        "percentile. The axis is logarithmic; what lies beyond it is at its edge.",
     )
     return tag("section", tag("h2", "How to read this"), [tag("p", t) for t in texts])

@@ -120,9 +120,10 @@ details[open]>summary{margin-bottom:6px}
 dl{display:grid;grid-template-columns:minmax(120px,max-content) 1fr;gap:3px 22px;margin:8px 0;font-size:14px}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 [hidden]{display:none!important}
-@media (max-width:1000px){.glance{grid-template-columns:1fr 1fr}.glance>div:nth-child(odd){padding-left:0;border-left:0}
+@media screen and (max-width:1000px){.glance{grid-template-columns:1fr 1fr}
+ .glance>div:nth-child(odd){padding-left:0;border-left:0}
  .glance>div:nth-child(n+3){border-top:1px solid var(--line)}}
-@media (max-width:820px){
+@media screen and (max-width:820px){
  body{padding:18px 14px 48px}h1{font-size:22px}
  .calls thead{display:none}
  .calls,.calls>tbody,.calls .more,.calls .more>td{display:block}
@@ -131,14 +132,15 @@ dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
  .calls .first>th,.calls .first>.field,.calls .first>.verdict{grid-column:1/-1}
  .calls .first>td[data-name]::before{content:attr(data-name);display:block;color:var(--soft);font-size:12px}
  .calls .more>td{padding-top:6px}
- .wide-only{display:none}
 }
-@media (max-width:480px){.glance{grid-template-columns:1fr}.glance>div{padding-left:0;border-left:0;
+@media screen and (max-width:480px){.glance{grid-template-columns:1fr}.glance>div{padding-left:0;border-left:0;
  border-top:1px solid var(--line)}.glance>div:first-child{border-top:0}dl{grid-template-columns:1fr;gap:0}
  dd{margin-bottom:8px}}
 @media print{
- body{max-width:none;padding:0;font-size:10.5pt}.tools,nav{display:none}
- .glance{grid-template-columns:repeat(4,1fr)}
+ @page{size:landscape;margin:12mm}
+ body{max-width:none;padding:0;font-size:9.5pt}.tools,nav{display:none}
+ table{font-size:9pt}table .meta,summary,.inner{font-size:8pt}.calls td,.calls th{padding-right:7px}
+ .calls .first>th{min-width:0}svg.strip{width:130px;height:auto}
  .calls>tbody,.pair,figure,.glance{break-inside:avoid}h2,h3{break-after:avoid}
  *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 }

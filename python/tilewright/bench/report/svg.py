@@ -15,6 +15,7 @@ from .view import (
     domain,
     drawn_lines,
     duration,
+    field_domain,
     guides,
     percent,
     short_size,
@@ -76,8 +77,7 @@ def swatch(style: Style) -> Markup:
 
 
 def strip_scale(calls: Sequence[Call]) -> Scale:
-    values = [v for c in calls for v in (*(m.speed for m in c.marks), c.limit or 1.0)]
-    return Scale(*domain(values), 8.0, STRIP_WIDTH - 8.0)
+    return Scale(*field_domain(calls), 8.0, STRIP_WIDTH - 8.0)
 
 
 def strip_axis(scale: Scale) -> Markup:
@@ -183,7 +183,8 @@ def growth(curves: Sequence[Curve], styles: dict[str, Style], memory: bool) -> M
         ends = [(x(s), y(factor * s**exponent)) for s in (start, right)]
         parts.append(tag("polyline", class_="guide", points=_points(ends)))
         (x0, y0), power = ends[0], {1: "", 2: "²"}[exponent]
-        place = (x0 + 4.0, y0 + 12.0) if start == left else (x0 - 4.0, y0 - 5.0)  # clear of the axis
+        under = start == left and y0 < y.start - 14.0  # else it is to keep clear of the axis
+        place = (x0 + (4.0 if start == left else -4.0), y0 + (12.0 if under else -5.0))
         anchor = "start" if start == left else "end"
         parts.append(tag("text", f"∝ n{power}", x=place[0], y=place[1], text_anchor=anchor, class_="tick"))
     for curve, points in lines:

@@ -181,7 +181,7 @@ def peers_table(calls: Sequence[Call], fastest: dict[str, int], environment: dic
 def _standing(s: Standing, version: str | None, fastest: int) -> Markup:
     text = NONE
     if s.ours_faster is not None:
-        verdict = "faster" if s.ours_faster > 1 else "slower"
+        verdict = "even" if f"{s.ours_faster:.2f}" == "1.00" else "faster" if s.ours_faster > 1 else "slower"
         text = tag("span", f"{GLYPHS[verdict]} {times_text(s.ours_faster)}", class_=f"{verdict}-text")
     cells = [tag("td", c) for c in (text, str(s.items), str(s.wins), str(fastest), str(s.refused))]
     name = tag("th", s.provider, tag("span", f" {version}", class_="soft small") if version else None, scope="row")

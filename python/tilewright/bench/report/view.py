@@ -42,8 +42,8 @@ MARKERS = "os^D"
 GUIDES = {"attention": ((2,), (1, 2))}
 GUIDES_ELSE = ((1,), (1,))
 
-#: Speeds beyond these, relative to the fastest peer, are drawn at the edge.
-EDGE = 8.0
+#: Speeds relative to the fastest peer beyond these are drawn at the edge: ours, and others that are slower.
+EDGE, SLOW_EDGE = 8.0, 4.0
 
 
 @dataclass(frozen=True)
@@ -244,11 +244,17 @@ def machine(environment: dict[str, Any]) -> str:
     return ", ".join(gpus) or str(environment.get("cpu") or "unknown machine")
 
 
-def domain(values: Iterable[float]) -> tuple[float, float]:
-    """Of an axis of speeds around 1: half to twice at least, an EDGE to either side at most."""
-    known = [v for v in values if v > 0 and math.isfinite(v)]
-    low, high = min([0.5, *known]), max([2.0, *known])
-    return max(low, 1 / EDGE) / 1.06, min(high, EDGE) * 1.06
+def domain(ours: Iterable[float], others: Iterable[float] = ()) -> tuple[float, float]:
+    """Of an axis of speeds around 1, half to twice at least. Far slower ones of others do not squeeze the rest."""
+    found = [0.5, 2.0, *ours, *(max(v, 1 / SLOW_EDGE) for v in others)]
+    return max(min(found), 1 / EDGE) / 1.06, min(max(found), EDGE) * 1.06
+
+
+def field_domain(calls: Sequence[Call]) -> tuple[float, float]:
+    """Of the axis that all these calls share."""
+    marks = [m for c in calls for m in c.marks]
+    ours, others = ([m.speed for m in marks if is_ours(m.row) is mine] for mine in (True, False))
+    return domain(ours, [*others, *(c.limit for c in calls if c.limit is not None)])
 
 
 def duration(seconds: float) -> str:
