@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import statistics
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -274,13 +273,13 @@ def _roofline(item: Item, bench: Bench) -> dict[str, Function]:
 
 
 def _share(item: Item, result: float, mine: Timing, roof: Timing) -> dict[str, float]:
-    """ "roofline": what it made in this item's turns; "of_roofline": the share of it, over the pairs of samples."""
+    """ "roofline": the best that it made in this item's turns (a limit is reached at the best of moments; what disturbs
+    a sample only lowers it); "of_roofline": the share of it."""
     from .items import rooflines
 
     unit, own_work = item.limited
-    work = rooflines.work(unit)
-    shares = [own_work / m / (work / r) for m, r in zip(mine.values, roof.values, strict=True)]
-    return {"roofline": result / statistics.median(shares), "of_roofline": statistics.median(shares)}
+    share = own_work / mine.p50 / (rooflines.work(unit) / min(roof.values))
+    return {"roofline": result / share, "of_roofline": share}
 
 
 def refusal(problem: Exception, said: list[str]) -> dict[str, str]:

@@ -16,7 +16,10 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 #: glibc's mallopt: blocks above it come from the system one by one, and go back to it when they are freed.
 _M_MMAP_THRESHOLD = -3
-#: Where glibc's own rule ends up after a few large blocks were freed.
+#: glibc's mallopt: so much free memory at the top of the heap goes back to the system.
+_M_TRIM_THRESHOLD = -1
+#: Where glibc's own rule ends up after a few large blocks were freed: twice this may stay at the top. Setting one of
+#: the two ends that rule, and the other has to be set as well: calls timed later would get new pages each time.
 _USUAL_THRESHOLD = 32 * 2**20
 
 
@@ -63,6 +66,7 @@ def _every_block_from_the_system() -> Iterator[None]:
         yield
     finally:
         libc.mallopt(_M_MMAP_THRESHOLD, _USUAL_THRESHOLD)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _USUAL_THRESHOLD)
 
 
 def _kilobytes(name: str) -> int:

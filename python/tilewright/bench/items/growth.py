@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
 
-from ..measure import Item
+from ..measure import Bench, Built, Function, Item
+from ..peers import Refused
 from ..shapes import Attention, Decode, Ffn, Softmax
 from . import attention, decode, ffn, softmax
+
+#: The peers that compile for every size.
+COMPILED = ("compile", "flex")
 
 #: By the set of shapes: sequence lengths, cached keys, widths, rows.
 SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
@@ -29,6 +35,23 @@ SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[
 
 
 def items(shapes: str) -> Iterator[Item]:
+    for found in _items(shapes):
+        yield dataclasses.replace(found, build=functools.partial(_build, found.build))
+
+
+def _build(build: Callable[[Bench], Built], bench: Bench) -> Built:
+    """In the short set of a CPU nobody compiles: it would take longer for each size than all its calls."""
+    built = build(bench)
+    if bench.shapes != "cpu":
+        return built
+    return Built({n: _not_compiled if n in COMPILED else p for n, p in built.providers.items()}, built.error)
+
+
+def _not_compiled() -> Function:
+    raise Refused("it compiles for each size, which only cpu-long has the time for")
+
+
+def _items(shapes: str) -> Iterator[Item]:
     dtype = "bfloat16" if shapes.startswith("gpu") else "float32"
     heads = 16 if shapes.startswith("gpu") else 4
     seqlens, cached, widths, rows = SIZES[shapes]
