@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -254,11 +254,11 @@ def _time(
         rows[provider].update({name: t.to_json() for name, t in times.items()}, status="timed")
         rows[provider]["result"] = item.result(times[item.by].p50)
         if roof:
-            rows[provider].update(_share(item, rows[provider]["result"], device[provider], device[ROOF]))
+            rows[provider].update(_share(item, rows[provider]["result"], device[provider], [device[n] for n in roof]))
 
 
-#: Among the functions that are timed in turns, the one that shows what the machine can do just then.
-ROOF = "the roofline"
+#: Among the functions that are timed in turns, what those begin with that show what the machine can do just then.
+ROOF = "roofline: "
 
 
 def _roofline(item: Item, bench: Bench) -> dict[str, Function]:
@@ -269,16 +269,16 @@ def _roofline(item: Item, bench: Bench) -> dict[str, Function]:
     unit, _ = item.limited
     if bench.device != "cpu" or not unit or item.facts.get("op") == "roofline":
         return {}
-    return {ROOF: rooflines.function(unit, item.facts.get("dtype", "float32"))}
+    return {ROOF + n: f for n, f in rooflines.functions(unit, item.facts.get("dtype", "float32")).items()}
 
 
-def _share(item: Item, result: float, mine: Timing, roof: Timing) -> dict[str, float]:
+def _share(item: Item, result: float, mine: Timing, roofs: Sequence[Timing]) -> dict[str, float]:
     """ "roofline": the best that it made in this item's turns (a limit is reached at the best of moments; what disturbs
     a sample only lowers it); "of_roofline": the share of it."""
     from .items import rooflines
 
     unit, own_work = item.limited
-    share = own_work / mine.p50 / (rooflines.work(unit) / min(roof.values))
+    share = own_work / mine.p50 / max(w / min(r.values) for w, r in zip(rooflines.work(unit), roofs, strict=True))
     return {"roofline": result / share, "of_roofline": share}
 
 

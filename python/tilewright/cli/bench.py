@@ -57,7 +57,7 @@ def bench(
         typer.Option(help="Only this peer, such as 'eager' or 'sdpa flash'; 'none' for none. May be repeated."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where it is.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.0, help="Of timing, for each call.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Of timing, for each call.")] = 2.0,
     budget: Annotated[float, typer.Option(min=1.0, help="Seconds after which calls are left out.")] = 3600.0,
     output: Annotated[
         Path, typer.Option(help="Folder of report.html, the charts, results.json and results.csv.")

@@ -43,13 +43,14 @@ TURNS_SIZE = 768
 
 
 @functools.cache
-def function(unit: str, dtype: str) -> Callable[[], torch.Tensor]:
-    """On a CPU: the product for an item of this dtype in "TFLOP/s", the copy for one in "GB/s"."""
+def functions(unit: str, dtype: str) -> dict[str, Callable[[], torch.Tensor]]:
+    """On a CPU: the product for an item of this dtype in "TFLOP/s"; for one in "GB/s" a copy, and since many calls read
+    much and write little, which is faster on some processors, a sum."""
     if unit == "GB/s":
-        source = torch.zeros(_turns_bytes(), dtype=torch.uint8)
+        source = torch.zeros(_turns_bytes() // 4)
         target = torch.empty_like(source)
-        return lambda: target.copy_(source)
-    return _product(TURNS_SIZE, _fastest(dtype))
+        return {"copy": lambda: target.copy_(source), "read": source.sum}
+    return {"product": _product(TURNS_SIZE, _fastest(dtype))}
 
 
 def _product(size: int, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
@@ -67,9 +68,9 @@ def _fastest(dtype: str) -> torch.dtype:
     return min(choices, key=lambda d: timings[str(d)].p50)
 
 
-def work(unit: str) -> float:
-    """Of one call of :func:`function`: operations, or bytes read and written."""
-    return 2.0 * _turns_bytes() if unit == "GB/s" else 2.0 * TURNS_SIZE**3
+def work(unit: str) -> tuple[float, ...]:
+    """Of one call of each of :func:`functions`: operations, or bytes read and written."""
+    return (2.0 * _turns_bytes(), 1.0 * _turns_bytes()) if unit == "GB/s" else (2.0 * TURNS_SIZE**3,)
 
 
 def _turns_bytes() -> int:
