@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .math import LN2, LOG2E, multiply_add, philox_kept, tanh, wide
+from .math import LN2, LOG2E, multiply_add, philox_kept, tanh, tanh_derivative, wide
 
 
 @triton.jit
@@ -176,7 +176,9 @@ def logits(
     """
     dcap = s
     if HAS_SOFTCAP:
-        capped, dcap = tanh(s * (scale / softcap))
+        x = s * (scale / softcap)
+        capped = tanh(x)
+        dcap = tanh_derivative(x, capped)  # no instruction where nobody uses it
         s = capped * softcap
     if MASK == "float" or HAS_ALIBI:
         if not HAS_SOFTCAP:

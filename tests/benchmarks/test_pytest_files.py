@@ -27,8 +27,9 @@ def run(folder: Path, *arguments: str, plugin: str = "") -> tuple[int, str, list
     (folder / "plugin_of_test.py").write_text(plugin)
     file = folder / "result.json"
     command = [sys.executable, "-m", "pytest", "-rA", *SHORT, *QUICK, "-p", "plugin_of_test", "--benchmark-json", file]
+    # As started by hand: pytest-benchmark times nothing in what it takes for a worker of xdist.
     env = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }

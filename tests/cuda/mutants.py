@@ -179,7 +179,7 @@ MUTANTS = (
     Mutant(
         "backward: softcap's slope is left out",
         "attention_gradient.h",
-        "dlogit * (1.0f - capped[n][e] * capped[n][e])",
+        "dlogit * dcap[n][e]",
         "dlogit",
         ("attention/softcap/float16",),
     ),
