@@ -15,7 +15,6 @@ import dataclasses
 import datetime
 import json
 import math
-import re
 import statistics
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 import transformers
+from gpu.run import slug
 from torch import Tensor
 
 from tilewright.bench.environment import cpu_name, environment
@@ -169,8 +169,7 @@ def write(output: Path, block: dict[str, Any], rows: list[dict[str, Any]]) -> No
 def result_file() -> Path:
     """Today's file for this machine."""
     RESULTS.mkdir(exist_ok=True)
-    machine = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
-    return RESULTS / f"{datetime.date.today().isoformat()}-transformers-{machine}.json"
+    return RESULTS / f"{datetime.date.today().isoformat()}-transformers-{slug(cpu_name())}.json"
 
 
 def main() -> int:

@@ -8,10 +8,10 @@ from typing import Any
 
 from tilewright.bench.items.rooflines import COPY, GEMM
 from tilewright.bench.measure import OURS
-from tilewright.bench.session import Session, add_rooflines
+from tilewright.bench.session import Session, add_rooflines, compilers
 
 from .run import Outcome, Run
-from .stages import Progress, workers
+from .stages import Progress
 
 #: Of the stage's time for compiling, at most.
 SHARE_TO_COMPILE = 0.4
@@ -40,7 +40,7 @@ def bench(run: Run, seconds: float, **options: Any) -> Outcome:
         excluded = {}
         if not run.rehearsal:
             share = time.monotonic() + SHARE_TO_COMPILE * (session.deadline - time.monotonic())
-            excluded = session.compile_all(names, share, workers())
+            excluded = session.compile_all(names, share, compilers())
         for _ in session.measure_all(names, excluded):
             pass
     return judged(add_rooflines(session.rows), faults_count=not run.rehearsal)

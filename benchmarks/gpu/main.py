@@ -6,13 +6,14 @@ import argparse
 import contextlib
 import datetime
 import json
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tilewright.bench.environment import nvidia_smi
 
 from . import report
 from .agree import agree
@@ -80,18 +81,7 @@ def gpu_facts(rehearsal: bool) -> dict[str, Any]:
         "capability": f"{properties.major}.{properties.minor}",
         "cuda": torch.version.cuda,
     }
-    query = "driver_version,clocks.sm,clocks.mem,power.limit,temperature.gpu"
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "--id=0"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=30,
-        )
-    except (OSError, subprocess.TimeoutExpired):  # without it there is a little less to tell
-        return facts
-    return {**facts, **dict(zip(query.split(","), (v.strip() for v in done.stdout.split(",")), strict=False))}
+    return facts | nvidia_smi("driver_version", "clocks.sm", "clocks.mem", "power.limit", "temperature.gpu")
 
 
 def write(run: Run, gpu: dict[str, Any], outcomes: dict[str, Outcome], started: str) -> Path:
@@ -123,12 +113,12 @@ def write(run: Run, gpu: dict[str, Any], outcomes: dict[str, Outcome], started: 
 def write_report(run: Run, environment: dict[str, Any], rows: list[dict[str, Any]], name: str) -> None:
     """The benchmark's part as ``tilewright bench`` leaves it: a result file, the page, the table and the charts."""
     from tilewright.bench.report import draw_charts, write_csv, write_html
-    from tilewright.bench.summary import Result
+    from tilewright.bench.summary import Result, write
 
     settings = {"device": run.device, "backends": list(run.backends), "shapes": "gpu-long" if run.long else "gpu"}
     complete = not any(r["status"] == "not reached" for r in rows)
     result = Result(environment, "make gpu LONG=1" if run.long else "make gpu", settings, rows, complete)
-    (run.out / name).write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n")
+    write(result, run.out / name)
     write_csv(result, run.out / "results.csv")
     write_html(result, run.out / "report.html")
     with contextlib.suppress(ImportError):  # matplotlib is an extra, and the page does without the charts' files

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tilewright.bench.measure import OURS
+from tilewright.bench.summary import three_digits
 
 from .run import Outcome
 
@@ -56,10 +57,6 @@ def cell(row: dict[str, Any] | None) -> str:
         return str(row["status"])
     share = f" {100 * row['of_roofline']:.0f}%" if "of_roofline" in row else ""
     return f"{three_digits(row['result'])}{share}" + ("!" if "fault" in row else "")
-
-
-def three_digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def targets(rows: Rows) -> list[tuple[str, str, str]]:

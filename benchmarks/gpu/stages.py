@@ -12,6 +12,7 @@ import zlib
 from typing import Any
 
 from tilewright.bench.process import Answer, run_pool
+from tilewright.bench.session import compilers
 
 from .run import ROOT, Outcome, Run
 from .sanitize import WATCHED
@@ -21,11 +22,6 @@ TESTS = ("tests/triton", "tests/cuda", "tests/ops", "tests/verify", "tests/tune"
 
 #: A case compiles its own kernels: seconds each, on a processor of its own.
 SECONDS_A_CASE = 60.0
-
-
-def workers() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(12, usable - 2))
 
 
 def build(run: Run, seconds: float) -> Outcome:
@@ -61,7 +57,7 @@ def _ended(code: int | None) -> str:
 
 def run_tests(run: Run, seconds: float, files: tuple[str, ...] = TESTS) -> Outcome:
     found = [f for f in files if (ROOT / f).exists()]
-    parallel = ("-n", str(workers())) if importlib.util.find_spec("xdist") else ()
+    parallel = ("-n", str(compilers())) if importlib.util.find_spec("xdist") else ()
     words = ("-m", "pytest", "-v", "-p", "no:cacheprovider", *parallel, "--durations=10", *found)
     env = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     code = run.command("test.log", seconds, *words, env=env)
@@ -105,7 +101,7 @@ def verify(run: Run, seconds: float, cases: list[str] | None = None) -> Outcome:
     show = Progress("verify", len(requests))
     left = run_pool(
         lambda: run.worker("verify.log", {"OMP_NUM_THREADS": "1"}),
-        workers(),
+        compilers(),
         requests,
         SECONDS_A_CASE,
         deadline,

@@ -2,6 +2,8 @@
 // the order in which they lie, whether that is along their rows (nn.Linear) or along their columns (a transposed view).
 #pragma once
 
+#include <type_traits>
+
 #include "gemm_product.h"
 
 namespace tilewright {
@@ -40,13 +42,21 @@ TW_INLINE void dot_block(int64_t depth, const A* a, int64_t lda, const T* b, int
     for (int j = 0; j < COLUMNS; ++j) c[i * ldc + j] = horizontal_sum(acc[i][j]);
 }
 
+// use(first, count) for groups of three rows, and for the two or one that are left; the count is a constant.
+template <class F>
+TW_INLINE void for_row_groups(int64_t rows, const F& use) {
+  int64_t i = 0;
+  for (; i + 3 <= rows; i += 3) use(i, std::integral_constant<int, 3>{});
+  if (i + 2 == rows) use(i, std::integral_constant<int, 2>{});
+  if (i + 1 == rows) use(i, std::integral_constant<int, 1>{});
+}
+
 template <class A, int COLUMNS, class T>
 TW_INLINE void dot_rows(int64_t rows, int64_t depth, const A* a, int64_t lda, const T* b, int64_t ldb, A* c,
                         int64_t ldc) {
-  int64_t i = 0;
-  for (; i + 3 <= rows; i += 3) dot_block<A, 3, COLUMNS>(depth, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
-  if (i + 2 == rows) dot_block<A, 2, COLUMNS>(depth, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
-  if (i + 1 == rows) dot_block<A, 1, COLUMNS>(depth, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
+  for_row_groups(rows, [&](int64_t i, auto count) {
+    dot_block<A, count, COLUMNS>(depth, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
+  });
 }
 
 // c[i][j] for `columns` rows of B from `n` on. Each weight is loaded from memory once, in the order it lies there, and
@@ -103,10 +113,9 @@ TW_INLINE void add_scaled(int64_t columns, const A* a, int64_t lda, const T* b, 
 template <class A, int DEPTH, class T>
 TW_INLINE void add_scaled_rows(int64_t rows, int64_t columns, const A* a, int64_t lda, const T* b, int64_t ldb, A* c,
                                int64_t lds) {
-  int64_t i = 0;
-  for (; i + 3 <= rows; i += 3) add_scaled<A, 3, DEPTH>(columns, a + i * lda, lda, b, ldb, c + i * lds, lds);
-  if (i + 2 == rows) add_scaled<A, 2, DEPTH>(columns, a + i * lda, lda, b, ldb, c + i * lds, lds);
-  if (i + 1 == rows) add_scaled<A, 1, DEPTH>(columns, a + i * lda, lda, b, ldb, c + i * lds, lds);
+  for_row_groups(rows, [&](int64_t i, auto count) {
+    add_scaled<A, count, DEPTH>(columns, a + i * lda, lda, b, ldb, c + i * lds, lds);
+  });
 }
 
 // total[i][j] for `columns` rows of B from `n` on; `part` has the same size.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tilewright.bench import stats
-from tilewright.bench.summary import Result, curves, read, result_text, standings, summarize
+from tilewright.bench.summary import Result, curves, read, result_text, standings, summarize, write
 
 
 def row(item: str, provider: str, seconds: float, noise: float = 0.0, **facts: Any) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def test_the_fastest_of_ours_against_the_fastest_other() -> None:
 
 
 def test_a_latency_that_is_wall_time_is_compared_by_it() -> None:
-    facts = {"unit": "us", "op": "overhead"}
+    facts = {"unit": "us", "op": "overhead", "by": "wall"}
     ours, peer = row("x", "tilewright cpu", 1e-6, **facts), row("x", "eager", 4e-6, **facts)
     ours["device"] = {**ours["device"], "values": [9.0]}
     (found,) = summarize([ours, peer])
@@ -132,3 +132,11 @@ def test_ratios_of_what_cannot_be_compared() -> None:
     assert stats.fit_growth([1.0, 2.0], [1.0, 2.0]) is None
     assert stats.fit_growth([1.0, 2.0, 3.0], [0.0, 2.0, 3.0]) is None
     assert stats.ratio_of_ratios(([2.0] * 3, [1.0] * 3), ([3.0] * 3, [1.0] * 3)).value == pytest.approx(1.5)
+
+
+def test_a_written_file_has_a_line_for_each_row(tmp_path: Path) -> None:
+    result = Result({"cpu": "x"}, "tilewright bench", {"device": "cpu"}, ROWS)
+    file = tmp_path / "results.json"
+    write(result, file)
+    assert read(file) == result
+    assert sum('"provider"' in line for line in file.read_text().splitlines()) == len(ROWS)

@@ -73,6 +73,6 @@ def test_a_result_that_changes_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
         return type("Built", (), {"providers": {"tilewright cpu": lambda: call}})()
 
     item = type("Item", (), {"name": "one", "build": staticmethod(build)})()
-    monkeypatch.setattr(items, "all_items", lambda shapes, ops, calls: [item])
+    monkeypatch.setattr(items, "all_items", lambda shapes, calls: [item])
     request = {"item": "one", "provider": "tilewright cpu", "times": 5, "bench": {"device": "cpu"}}
     assert worker.HANDLERS["reruns"](request, lambda message: None) == {"different": 1}

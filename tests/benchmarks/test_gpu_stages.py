@@ -76,7 +76,7 @@ def test_time_that_a_stage_leaves_goes_to_the_others(run: Run) -> None:
 
 
 def test_verification_runs_in_workers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "workers", lambda: 1)
+    monkeypatch.setattr(stages, "compilers", lambda: 1)
     outcome = stages.verify(run, 50.0, ["softmax/scalar/float32", "ffn/rows_1/bfloat16", "softmax/no such/float32"])
     assert outcome.status == "failed", "a case that does not exist must not pass"
     assert (outcome.data["passed"], outcome.data["failed"], outcome.data["not_reached"]) == (2, 1, 0)

@@ -70,7 +70,7 @@ def test_what_was_tuned_is_written_at_once_and_reported(
         return search.Result(kernel, key, before, before, "not launched", "no call launches it")
 
     monkeypatch.setattr(search, "tune", tune)
-    monkeypatch.setattr("tilewright.tune.table.driver_version", lambda: "580.1")
+    monkeypatch.setattr("tilewright.tune.table.gpu_driver", lambda: "580.1")
     settings = search.Search(Maker(torch.device("cuda" if torch.cuda.is_available() else "cpu")), timer=None)  # type: ignore[arg-type]
     results = command.run_all([("softmax_forward", "64"), ("softmax_forward", "32")], settings, path)
     command.report(results, path)

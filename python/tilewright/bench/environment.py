@@ -109,16 +109,20 @@ def gpus() -> list[str]:
     )
 
 
-def gpu_driver() -> str | None:
-    """The version of the GPU's driver; None where there is no GPU, or nothing that tells."""
-    if not torch.cuda.is_available():
-        return None
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+def nvidia_smi(*fields: str) -> dict[str, str]:
+    """What it says of the first GPU, by field; nothing where it is not there."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+        return {}
+    found = [v.strip() for v in done.stdout.split(",")] if done.returncode == 0 else []
+    return {field: value for field, value in zip(fields, found, strict=False) if value}
+
+
+def gpu_driver() -> str | None:
+    """The version of the GPU's driver; None where nothing tells."""
+    return nvidia_smi("driver_version").get("driver_version")
 
 
 def tuned_table() -> dict[str, Any]:
@@ -151,7 +155,7 @@ def environment() -> dict[str, Any]:
         "cpus_usable": usable_cpus(),
         "memory_bytes": memory_bytes(),
         "gpus": gpus(),
-        "gpu_driver": gpu_driver(),
+        "gpu_driver": gpu_driver() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "packages": package_versions(),
         "torch_threads": torch.get_num_threads(),

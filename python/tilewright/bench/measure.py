@@ -116,12 +116,17 @@ def providers_of(
             continue
         make = functools.partial(peer.make, shape, bench.device)
         usable = mode == "forward" or peer.backward
-        made[peer.name] = of_mode(mode, make, tensors, gradient) if usable else _forward_only
+        made[peer.name] = of_mode(mode, make, tensors, gradient) if usable else refusing("it has no backward")
     return made
 
 
-def _forward_only() -> Function:
-    raise Refused("it has no backward")
+def refusing(reason: str) -> Callable[[], Function]:
+    """A provider that serves no call, for this reason."""
+
+    def made() -> Function:
+        raise Refused(reason)
+
+    return made
 
 
 @dataclass(frozen=True)
@@ -201,7 +206,7 @@ def run_item(
     for provider in built.providers:
         if bench.providers and provider not in bench.providers:
             continue
-        row = rows[provider] = {"item": item.name, "provider": provider, "unit": item.unit, **item.facts}
+        row = rows[provider] = {"item": item.name, "provider": provider, "unit": item.unit, "by": item.by, **item.facts}
         if provider in without:
             row.update(without[provider])
             continue

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from .environment import usable_cpus
 from .items.end_to_end import MODEL
 from .items.rooflines import COPY, GEMM
 from .process import Answer, Worker, run_pool
@@ -123,6 +124,11 @@ class Session:
             if culprit is None or culprit in without:
                 return [{"item": name, "provider": "all", **reason}, *_rows_of(name, without)]
             without[culprit] = reason
+
+
+def compilers() -> int:
+    """Processes that compile at the same time, where that is what takes long; two processors stay free."""
+    return max(1, min(12, usable_cpus() - 2))
 
 
 def _culprit(answer: Answer) -> str | None:

@@ -51,6 +51,14 @@ def read(path: Path) -> Result:
     return Result(environment, command, settings, rows, bool(found.get("complete", True)))
 
 
+def write(result: Result, path: Path) -> None:
+    """A row of the result is a line of the file."""
+    head = {name: value for name, value in result.to_json().items() if name != "rows"}
+    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in result.rows)
+    text = json.dumps({**head, "rows": []}, indent=1, allow_nan=False)
+    path.write_text(text.removesuffix("[]\n}") + f"[\n{lines}\n]\n}}\n", encoding="utf-8")
+
+
 def is_roofline(item: str) -> bool:
     return item.startswith((GEMM, COPY))
 
@@ -61,7 +69,7 @@ def is_ours(row: Row) -> bool:
 
 def clock(row: Row) -> str:
     """Which of a timed row's two times its result was made of."""
-    return "wall" if row.get("op") in ("overhead", "end_to_end") else "device"
+    return str(row.get("by", "device"))
 
 
 def times(row: Row) -> tuple[float, ...]:

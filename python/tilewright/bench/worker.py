@@ -75,9 +75,9 @@ def _item(request: dict[str, Any], send: Send) -> dict[str, Any]:
 
 
 def find_item(name: str, bench: Any) -> Any:
-    from .items import OPS, all_items
+    from .items import all_items
 
-    return next(i for i in all_items(bench.shapes, tuple(OPS), tuple(bench.calls)) if i.name == name)
+    return next(i for i in all_items(bench.shapes, calls=tuple(bench.calls)) if i.name == name)
 
 
 HANDLERS: dict[str, Handler] = {"environment": _environment, "items": _items, "item": _item}

@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import UserError, fancy, print_table, user_errors, write_json
+from .console import UserError, fancy, print_table, user_errors
 from .options import JsonFile, check_choice
 
 if TYPE_CHECKING:
     from ..bench.measure import Item
     from ..bench.session import Session
     from ..bench.summary import Result, Row
-
-#: Processes that compile before anything is measured, on a GPU, where compiling is what takes long.
-COMPILERS = 12
 
 
 def bench(
@@ -145,6 +142,7 @@ def _settings(
     from ..bench.items import SETS, own
     from ..bench.measure import OURS
     from ..bench.peers import all_peers
+    from ..bench.single import backends_on, default_shapes
     from ..config import check_backend
     from ..registry import home, unavailable
 
@@ -159,21 +157,20 @@ def _settings(
             own.parse(text)
         for name in backends or []:
             check_backend(name, "--backend")
-    here = ("triton", "cuda") if device == "cuda" else ("cpu",)
     for name in backends or []:
         if (reason := unavailable(name)) is not None:
             raise UserError(f"--backend {name} cannot be used here: {reason}", 1)
         if home(name) != device:
             raise UserError(f"--backend {name} works on {home(name)} tensors, and {device} is measured; see --device")
-    ours = [OURS + b for b in backends or [b for b in here if unavailable(b) is None] or ["reference"]]
+    chosen = list(backends or backends_on(device))
     known = dict.fromkeys(p.name for of_op in all_peers().values() for p in of_op if device in p.devices)
     for name in peers or []:
         check_choice("--peer", name, (*known, "none"))
-    providers = [] if not peers else [*ours, *(p for p in peers if p != "none"), "torch"]
+    providers = [] if not peers else [*(OURS + b for b in chosen), *(p for p in peers if p != "none"), "torch"]
     return {
         "device": device,
-        "backends": [o.removeprefix(OURS) for o in ours],
-        "shapes": shapes or ("gpu" if device == "cuda" else "cpu"),
+        "backends": chosen,
+        "shapes": shapes or default_shapes(device),
         "seconds": seconds,
         "providers": providers,
         "calls": list(calls or []),
@@ -222,7 +219,7 @@ def _list(items: Sequence[Item]) -> None:
 
 def _measure(session: Session, names: list[str], budget: float) -> Result:
     """Ctrl-C ends it early, and what was measured is kept."""
-    from ..bench.session import add_rooflines
+    from ..bench.session import add_rooflines, compilers
     from ..bench.summary import Result
     from .bench_board import board
 
@@ -233,10 +230,10 @@ def _measure(session: Session, names: list[str], budget: float) -> Result:
         try:
             excluded = {}
             if session.settings["device"] != "cpu":
-                workers = max(1, min(COMPILERS, (os.cpu_count() or 2) - 2))
-                excluded = session.compile_all(names, time.monotonic() + 0.4 * budget, workers)
-            for _ in session.measure_all(names, excluded):
-                show.rows(add_rooflines(session.rows))
+                excluded = session.compile_all(names, time.monotonic() + 0.4 * budget, compilers())
+            for found in session.measure_all(names, excluded):
+                add_rooflines(session.rows)
+                show.rows(found)
         except KeyboardInterrupt:
             complete = False
     complete = complete and not any(r["status"] == "not reached" for r in session.rows)
@@ -249,15 +246,15 @@ def repeat_command(argv: Sequence[str]) -> str:
 
 def _write(result: Result, output: Path, json: Path | None) -> None:
     from ..bench.report import draw_charts, write_csv, write_html
+    from ..bench.summary import write
     from .bench_board import print_result
 
     if not any(r["status"] == "timed" for r in result.rows):
         print("nothing was measured" if not result.complete else "nothing could be measured")
     print_result(result)
-    write_json(output / "results.json", result.to_json())
-    if json is not None:
-        write_json(json, result.to_json())
     with user_errors(OSError, exit_code=1):
+        for path in filter(None, (output / "results.json", json)):
+            write(result, path)
         write_csv(result, output / "results.csv")
         write_html(result, output / "report.html")
         try:

@@ -19,14 +19,11 @@ class Board(Protocol):
         """So many items of so many are done."""
 
     def rows(self, rows: list[Row]) -> None:
-        """All rows so far."""
+        """Those of the item that was measured last."""
 
 
 class _Lines:
     """Where output is read later: a line for each call as it is done."""
-
-    def __init__(self) -> None:
-        self._shown: set[str] = set()
 
     def doing(self, done: int, of: int, what: str) -> None:
         pass
@@ -34,8 +31,7 @@ class _Lines:
     def rows(self, rows: list[Row]) -> None:
         from ..bench.summary import summarize
 
-        last = rows[-1]["item"]
-        for s in summarize(r for r in rows if r["item"] == last):
+        for s in summarize(rows):
             call, *cells = line(s)
             print(f"{call}: {', '.join(c for c in cells if c)}", flush=True)
 
@@ -69,8 +65,7 @@ class _Live:
     def rows(self, rows: list[Row]) -> None:
         from ..bench.summary import summarize
 
-        last = rows[-1]["item"]
-        self._lines += [line(s) for s in summarize(r for r in rows if r["item"] == last)]
+        self._lines += [line(s) for s in summarize(rows)]
         self.live.update(self._drawn())
 
 
@@ -100,6 +95,7 @@ def line(s: Summary) -> tuple[str, ...]:
 
 def print_result(result: Result) -> None:
     """A table of all calls, what failed and why, and each peer in a line."""
+    from ..bench.report.view import reasons
     from ..bench.summary import is_roofline, result_text, standings, summarize
 
     summaries = summarize(result.rows)
@@ -108,10 +104,10 @@ def print_result(result: Result) -> None:
             print(f"{row['item']}: {result_text(row)}" + (f": {row['reason']}" if "reason" in row else ""))
     print()
     print_table(COLUMNS, [line(s) for s in summaries], "ours: tilewright's fastest backend; limit: of the same run")
-    reasons = _reasons(result.rows)
-    if reasons:
+    untimed = [(provider, status, str(n), why[:160]) for (provider, status, why), n in reasons(result.rows).items()]
+    if untimed:
         print()
-        print_table(("not measured", "", "calls", "because"), reasons)
+        print_table(("not measured", "", "calls", "because"), untimed)
     found = [s for s in standings(summaries) if s.ours_faster is not None]
     if found:
         print()
@@ -126,13 +122,3 @@ def print_result(result: Result) -> None:
     for row in result.rows:
         if "fault" in row:
             print(f"fault: {row['item']}, {row['provider']}: {row['fault']}")
-
-
-def _reasons(rows: list[Row]) -> list[tuple[str, str, str, str]]:
-    """One line for all calls that a provider does not serve for the same reason."""
-    found: dict[tuple[str, str, str], int] = {}
-    for row in rows:
-        if row["status"] != "timed":
-            key = (row["provider"], row["status"], row.get("reason", ""))
-            found[key] = found.get(key, 0) + 1
-    return [(provider, status, str(count), reason[:160]) for (provider, status, reason), count in found.items()]

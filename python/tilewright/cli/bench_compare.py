@@ -132,11 +132,10 @@ def _measure(base: Base, settings: dict[str, Any], names: list[str], budget: flo
 
 def _compile(sessions: Sequence[Session], names: list[str]) -> None:
     """What crashes here crashes again when it is measured, and gets its row then."""
-    from .bench import COMPILERS
+    from ..bench.session import compilers
 
-    workers = max(1, min(COMPILERS, (os.cpu_count() or 2) - 2))
     for session in sessions:
-        session.compile_all(names, session.deadline, workers)
+        session.compile_all(names, session.deadline, compilers())
 
 
 def _described(result: Result) -> str:

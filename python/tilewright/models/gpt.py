@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops._checks import autocasting
 from . import checkpoint
 from .cache import KVCache, LayerCache
 from .config import GPTConfig
 from .generate import generate
-from .layers import Conv1D, FeedForward, SelfAttention, autocasting
+from .layers import Conv1D, FeedForward, SelfAttention
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -143,7 +144,7 @@ class GPT(nn.Module):
         if capacity > limit:
             raise ValueError(f"capacity={capacity}: positions are learned up to n_positions={limit}")
         sizes = (self.config.n_layer, batch, self.config.n_head, capacity, self.config.head_dim)
-        dtype = torch.get_autocast_dtype(self.device.type) if autocasting(self.device) else self.dtype
+        dtype = torch.get_autocast_dtype(self.device.type) if autocasting(self.wte.weight) else self.dtype
         return KVCache(*sizes, dtype=dtype, device=self.device)
 
     def generate(self, input_ids: Any, **options: Any) -> Tensor:

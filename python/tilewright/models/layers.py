@@ -14,12 +14,8 @@ from torch import Tensor, nn
 
 import tilewright as tw
 
+from ..ops._checks import autocasting
 from .cache import LayerCache
-
-
-def autocasting(device: torch.device) -> bool:
-    """Whether torch.autocast is on there. Asking about the meta device raises."""
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 class Conv1D(nn.Module):
@@ -106,7 +102,7 @@ class FeedForward(nn.Module):
         """x, residual (B, S, C) -> (B, S, C)."""
         # Under autocast the op computes in a half type. The residual stream is a sum over all layers and stays in
         # float32 (as torch's own layers keep it), so there it is added outside.
-        fused = not autocasting(x.device)
+        fused = not autocasting(x)
         out = tw.ffn(
             x,
             self.c_fc.linear_weight,

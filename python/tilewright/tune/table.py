@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import subprocess
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from ..bench.environment import gpu_driver
 from ..triton_kernels import launch
 from .search import Result
-
-
-def driver_version() -> str | None:
-    """The NVIDIA driver's, or None where the system does not tell."""
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=30,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def section(results: Iterable[Result], device: torch.device) -> dict[str, Any]:
@@ -38,7 +23,7 @@ def section(results: Iterable[Result], device: torch.device) -> dict[str, Any]:
         "gpu": launch.device_name(device),
         "triton": triton.__version__,
         "torch": torch.__version__,
-        "driver": driver_version(),
+        "driver": gpu_driver(),
         "tilewright": importlib.metadata.version("tilewright"),
         "date": date,
         "entries": [_entry(r, date) for r in results if r.status == "tuned"],

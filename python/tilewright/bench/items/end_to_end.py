@@ -18,9 +18,8 @@ from torch import Tensor
 from ... import use_backend
 from ...models import GPT, GPTConfig
 from .. import exact
-from ..measure import Bench, Built, Function, Item
-from ..peers import Refused
-from ..peers.gpt2 import PEERS, Eager, LanguageModel, Plain, Weights, filled
+from ..measure import Bench, Built, Function, Item, refusing
+from ..peers.gpt2 import PEERS, Eager, LanguageModel, Plain, Weights, config_of, filled
 from ..shapes import Gpt2
 
 #: What the names of these items begin with. They take longer than a call of one op.
@@ -35,18 +34,8 @@ class Ours:
     """tilewright.models.GPT with every op on this backend."""
 
     def __init__(self, weights: Weights, *, shape: Gpt2, backend: str) -> None:
-        config = GPTConfig(
-            vocab_size=shape.vocab_size,
-            n_positions=shape.positions,
-            n_embd=shape.width,
-            n_layer=shape.layers,
-            n_head=shape.heads,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-        )
         tied = {"lm_head.weight": weights["wte.weight"]}
-        self.module: GPT = filled(lambda: GPT(config), {**weights, **tied})
+        self.module: GPT = filled(lambda: GPT(GPTConfig(**config_of(shape))), {**weights, **tied})
         self.module.tie_weights()
         self._backend = backend
 
@@ -131,12 +120,8 @@ def _train(bench: Bench, shape: Gpt2) -> Built:
 
     providers = _providers(bench, shape, weights, step_of)
     if bench.device == "cpu" and bench.shapes != "cpu-long":
-        providers["hf compile"] = _not_compiled
+        providers["hf compile"] = refusing("compiling its training step takes a CPU minutes: only cpu-long does")
     return Built(providers, error)
-
-
-def _not_compiled() -> Function:
-    raise Refused("compiling its training step takes a CPU minutes: only cpu-long does")
 
 
 def in_order(module: torch.nn.Module, weights: Weights) -> list[torch.nn.Parameter]:

@@ -6,8 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 
-from ..measure import Bench, Built, Function, Item
-from ..peers import Refused
+from ..measure import Bench, Built, Item, refusing
 from ..shapes import Attention, Decode, Ffn, Softmax
 from . import attention, decode, ffn, softmax
 
@@ -44,11 +43,8 @@ def _build(build: Callable[[Bench], Built], bench: Bench) -> Built:
     built = build(bench)
     if bench.shapes != "cpu":
         return built
-    return Built({n: _not_compiled if n in COMPILED else p for n, p in built.providers.items()}, built.error)
-
-
-def _not_compiled() -> Function:
-    raise Refused("it compiles for each size, which only cpu-long has the time for")
+    left_out = refusing("it compiles for each size, which only cpu-long has the time for")
+    return Built({n: left_out if n in COMPILED else p for n, p in built.providers.items()}, built.error)
 
 
 def _items(shapes: str) -> Iterator[Item]:

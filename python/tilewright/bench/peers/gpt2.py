@@ -167,24 +167,20 @@ class Eager:
         return [(like.new_zeros(size), like.new_zeros(size)) for _ in range(s.layers)]
 
 
+def config_of(shape: Gpt2) -> dict[str, Any]:
+    """By the names of GPT-2's configurations; no dropout."""
+    sizes = {"n_positions": shape.positions, "n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads}
+    return {"vocab_size": shape.vocab_size, **sizes, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
 class Transformers:
     """GPT2LMHeadModel with SDPA; compiled: torch.compile of the loss, and its own compiled decoding."""
 
     def __init__(self, shape: Gpt2, compiled: bool, weights: Weights) -> None:
         import transformers
 
-        config = transformers.GPT2Config(
-            vocab_size=shape.vocab_size,
-            n_positions=shape.positions,
-            n_embd=shape.width,
-            n_layer=shape.layers,
-            n_head=shape.heads,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=None,
-            eos_token_id=None,  # a sequence has no end but its length
-        )
+        # A sequence has no end but its length.
+        config = transformers.GPT2Config(**config_of(shape), bos_token_id=None, eos_token_id=None)
         named = {f"transformer.{name}": t for name, t in weights.items()} | {"lm_head.weight": weights["wte.weight"]}
         self.module: Any = filled(lambda: transformers.GPT2LMHeadModel(config), named)
         self.module.tie_weights()
