@@ -28,6 +28,10 @@ LIMITS = {torch.bfloat16: 1.5e-2, torch.float16: 2e-3, torch.float32: 1e-5}
 
 MODES = ("forward", "backward", "both")
 
+#: Each provider has so many samples at least. Those that are so many times slower than the fastest have no more:
+#: that they are far behind is known by then, and the time is for those that are near.
+LEAST_SAMPLES, FAR_BEHIND = 7, 3.0
+
 Function = Callable[[], Any]
 
 
@@ -244,8 +248,9 @@ def _time(
     while ready:
         try:
             timer = bench.timer(item.cold) if item.by == "device" else bench.wall_timer()
-            samples = 3 if item.long else 7
-            device = interleave({**ready, **roof}, bench.seconds, samples, timer, announce, warm=not item.long)
+            samples = 3 if item.long else LEAST_SAMPLES
+            everyone = {**ready, **roof}
+            device = interleave(everyone, bench.seconds, samples, timer, announce, not item.long, _near)
             wall = device
             if bench.device != "cpu" and item.by == "device":
                 wall = interleave(ready, bench.seconds / 4, 3, bench.wall_timer(), announce)
@@ -264,6 +269,17 @@ def _time(
 
 #: Among the functions that are timed in turns, what those begin with that show what the machine can do just then.
 ROOF = "roofline: "
+
+
+def _near(best: dict[str, float]) -> list[str]:
+    """Those that are not far behind the fastest, and always tilewright's fastest and the fastest other."""
+    sides: dict[bool, list[str]] = {}
+    for name in sorted(best, key=lambda n: best[n]):
+        if not name.startswith(ROOF):
+            sides.setdefault(name.startswith(OURS), []).append(name)
+    limit = FAR_BEHIND * min((best[names[0]] for names in sides.values()), default=0.0)
+    kept = [n for names in sides.values() for n in names if n == names[0] or best[n] <= limit]
+    return [*kept, *(n for n in best if n.startswith(ROOF))]
 
 
 def _roofline(item: Item, bench: Bench) -> dict[str, Function]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .items.rooflines import COPY, GEMM
 from .measure import OURS
-from .stats import Growth, Ratio, fit_growth, geometric_mean, paired_ratio, unpaired_ratio
+from .stats import Growth, Ratio, fit_growth, geometric_mean, paired_ratio
 
 Row = dict[str, Any]
 
@@ -78,9 +78,11 @@ def times(row: Row) -> tuple[float, ...]:
 
 
 def times_faster(row: Row, than: Row) -> Ratio:
-    """How many times faster ``row`` is than another of its item: of samples in turns the paired ratio."""
+    """How many times faster ``row`` is than another of its item: of samples that were taken in turns, of which one may
+    have more than the other, the paired ratio."""
     mine, other = times(row), times(than)
-    return paired_ratio(other, mine) if len(mine) == len(other) else unpaired_ratio(other, mine)
+    count = min(len(mine), len(other))
+    return paired_ratio(other[:count], mine[:count])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -94,12 +94,14 @@ def interleave(
     timer: Timer | None = None,
     announce: Callable[[str], None] = lambda name: None,
     warm: bool = True,
+    near: Callable[[dict[str, float]], Iterable[str]] | None = None,
 ) -> dict[str, Timing]:
     """Time the functions for about ``seconds`` in all, one sample of each after the other (A B A B ...).
 
     What slows the machine down then slows all of them. Each is called twice before anything is measured; without warm
     once, for functions that have been called already. ProviderFailed names the one that raised. timer: the time on the
-    wall, if not given. announce: is told whose turn it is.
+    wall, if not given. announce: is told whose turn it is. near: of the shortest time of each so far, those that matter;
+    the others have the least number of samples, and the seconds are for these alone.
     """
     timer = timer or WallTimer()
 
@@ -116,10 +118,21 @@ def interleave(
             guarded(name, function)
         calls[name] = guarded(name, lambda f=function: timer.plan(f))  # type: ignore[misc]
     samples: dict[str, list[float]] = {name: [] for name in functions}
+
+    def turn(names: Iterable[str]) -> None:
+        for name in names:
+            samples[name].append(guarded(name, lambda n=name: timer.sample(functions[n], calls[n])))  # type: ignore[misc]
+
     end = time.perf_counter() + seconds
-    while functions and (time.perf_counter() < end or len(next(iter(samples.values()))) < at_least):
-        for name, function in functions.items():
-            samples[name].append(guarded(name, lambda n=name, f=function: timer.sample(f, calls[n])))  # type: ignore[misc]
+    for _ in range(at_least):
+        turn(functions)
+    going_on = list(functions)
+    if near is not None and functions:
+        chosen = set(near({name: min(values) for name, values in samples.items()}))
+        going_on = [name for name in functions if name in chosen]
+        end = time.perf_counter() + seconds
+    while going_on and time.perf_counter() < end:
+        turn(going_on)
     return {name: _summary(values) for name, values in samples.items()}
 
 

@@ -28,6 +28,8 @@ def _session(inputs: dict[str, list[int]], nodes: list[Any], output: list[int]) 
     model = helper.make_model(graph, opset_imports=versions, ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Its threads would spin for a while after each call, on the processors of whatever is timed next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def run(*tensors: Tensor) -> Tensor:
