@@ -230,7 +230,11 @@ class Backward {
 Status ffn_backward(const FfnParams& p) {
   if (!valid_shape(p)) return Status::kBadShape;
   if (p.dtype == DType::kBool) return Status::kUnsupportedDType;
+#if defined(TW_TILES)
+  return p.dtype == DType::kBFloat16 ? Backward<float>(p).run() : TW_TILES::ffn_backward(p);
+#else
   return p.dtype == DType::kFloat64 ? Backward<double>(p).run() : Backward<float>(p).run();
+#endif
 }
 
 }  // namespace TW_ISA

@@ -1,8 +1,8 @@
 // Matrix products C = A B^T over strided operands of any storage type, for the feed-forward block.
 //
 // The scheme is the usual one (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008):
-// operands are packed, widened to the accumulator's type, into panels that a register-blocked kernel reads in order. A
-// is packed once for the call; each task then owns a block of C, packs its own panels of B, and needs no other thread.
+// operands are packed into panels that a register-blocked kernel reads in order (in vectors or in AMX's tiles). A is
+// packed once for the call; each task then owns a block of C, packs its own panels of B, and needs no other thread.
 // The epilogue sees every finished tile while it is in the first-level cache, so bias, activation and residual cost no
 // pass over memory.
 //
@@ -10,12 +10,15 @@
 #pragma once
 
 #include "gemm_few_rows.h"
+#if defined(TW_TILES)
+#include "gemm_tiles.h"
+#else
+#include "gemm_vectors.h"
+#endif
 
 namespace tilewright {
 namespace TW_ISA {
 
-// Depth of a packed block: a panel of B (256 x 2 vectors, 16 KiB with AVX2) stays in the first-level cache.
-constexpr int64_t kDepth = 256;
 // Products added in registers before they join the sum in memory: the rounding error of a sum of n random terms in
 // blocks of b grows with sqrt(b + n / b), and b = 128 costs 2% of the speed.
 constexpr int64_t kSumDepth = 128;
@@ -29,109 +32,13 @@ constexpr int64_t kRowBlock = 192;
 constexpr int64_t kTaskRows = 384, kTaskColumns = 192;
 constexpr int64_t kTasksPerThread = 4;
 
-// --- packing -------------------------------------------------------------------------------------------------------
-
-// dst[k * WIDTH + i] = element (row + i, first + k), 0 for the rows past `rows`; k in [0, depth).
-template <class A, int WIDTH>
-void pack_panel(const Operand& m, int64_t row, int64_t rows, int64_t first, int64_t depth, A* dst) {
-  constexpr int L = Simd<A>::lanes;
-  if (rows < WIDTH) std::memset(dst, 0, static_cast<size_t>(depth * WIDTH) * sizeof(A));
-  const int count = static_cast<int>(min64(rows, WIDTH));
-  with_dtype<A>(m.dtype, [&](auto t) {
-    const auto* src = static_cast<const decltype(t)*>(m.data) + row * m.row_stride + first * m.depth_stride;
-    const bool full = count == WIDTH;
-    int64_t k = 0;
-    if (m.row_stride == 1 && full) {
-      for (; k < depth; ++k, src += m.depth_stride, dst += WIDTH) {
-        __builtin_prefetch(src + 16 * m.depth_stride);
-        int i = 0;
-        for (; i + L <= WIDTH; i += L) store(dst + i, load(src + i));
-        for (; i < WIDTH; ++i) dst[i] = to_float(src[i]);
-      }
-      return;
-    }
-    if constexpr (WIDTH % L == 0) {
-      if (m.depth_stride == 1 && full)
-        for (; k + L <= depth; k += L)
-          for (int base = 0; base < WIDTH; base += L) {
-            Vec<A> block[L];
-            for (int i = 0; i < L; ++i) block[i] = load(src + (base + i) * m.row_stride + k);
-            transpose_block<A>(block);
-            for (int i = 0; i < L; ++i) store(dst + (k + i) * WIDTH + base, block[i]);
-          }
-    } else if constexpr (WIDTH < L) {
-      // Whole vectors are stored in order, each over the end of the one before; not where nothing would come after.
-      if (m.depth_stride == 1)
-        for (; k + L < depth; k += L) {
-          Vec<A> block[L] = {};
-          for (int i = 0; i < count; ++i) block[i] = load(src + i * m.row_stride + k);
-          transpose_block<A>(block);
-          for (int i = 0; i < L; ++i) store(dst + (k + i) * WIDTH, block[i]);
-        }
-    } else if (m.depth_stride == 1) {
-      for (; k + L <= depth; k += L)
-        for (int i = 0; i < count; ++i) {
-          const Vec<A> v = load(src + i * m.row_stride + k);
-          for (int j = 0; j < L; ++j) dst[(k + j) * WIDTH + i] = v[j];
-        }
-    }
-    for (; k < depth; ++k)
-      for (int i = 0; i < count; ++i) dst[k * WIDTH + i] = to_float(src[i * m.row_stride + k * m.depth_stride]);
-  });
-}
-
-// --- the register-blocked kernel -----------------------------------------------------------------------------------
-
-// c [ROWS][2 vectors] (+)= sum over k of a[k][kPanelRows] * b[k][2 vectors].
-template <class A, int ROWS>
-TW_INLINE void multiply_panels_rows(int64_t depth, const A* a, const A* b, A* c, bool accumulate) {
-  constexpr int L = Simd<A>::lanes;
-  Vec<A> acc[ROWS][2] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    const Vec<A> b0 = load(b), b1 = load(b + L);
-    for (int i = 0; i < ROWS; ++i) {
-      acc[i][0] += a[i] * b0;
-      acc[i][1] += a[i] * b1;
-    }
-    a += kPanelRows;
-    b += 2 * L;
-  }
-  // Two loops without a choice inside: the accumulators then stay in registers.
-  if (accumulate)
-    for (int i = 0; i < ROWS; ++i) {
-      store(c + 2 * i * L, load(c + 2 * i * L) + acc[i][0]);
-      store(c + (2 * i + 1) * L, load(c + (2 * i + 1) * L) + acc[i][1]);
-    }
-  else
-    for (int i = 0; i < ROWS; ++i) {
-      store(c + 2 * i * L, acc[i][0]);
-      store(c + (2 * i + 1) * L, acc[i][1]);
-    }
-}
-
-template <class A>
-void multiply_panels(int64_t rows, int64_t depth, int64_t sum_depth, const A* a, const A* b, A* c, bool accumulate) {
-  for (int64_t k = 0; k < depth; k += sum_depth) {
-    const int64_t part = min64(sum_depth, depth - k);
-    if (rows > kPanelRows / 2)
-      multiply_panels_rows<A, kPanelRows>(part, a, b, c, accumulate);
-    else if (rows > 1)
-      multiply_panels_rows<A, kPanelRows / 2>(part, a, b, c, accumulate);
-    else
-      multiply_panels_rows<A, 1>(part, a, b, c, accumulate);
-    a += part * kPanelRows;
-    b += part * kPanelColumns<A>;
-    accumulate = true;
-  }
-}
-
 // --- the product ---------------------------------------------------------------------------------------------------
 
 template <class A>
 struct Blocking {
   static constexpr int64_t kColumns = kPanelColumns<A>;
   int64_t row_blocks, rows, column_blocks, columns;  // of C, gate and up counted once
-  int64_t packed_a, packed_b, tiles;                 // elements: for the call, and for each thread
+  int64_t packed_a, packed_b, tiles;                 // accumulators' room: for the call, and for each thread
 
   explicit Blocking(const Product<A>& p) {
     const int64_t pair = p.gated ? 2 : 1, wanted = kTasksPerThread * p.threads;
@@ -142,9 +49,15 @@ struct Blocking {
     while (tasks() < wanted && rows > kRowBlock / 2) rows = round_up(rows / 2, kPanelRows);
     row_blocks = ceil_div(p.m, rows);
     column_blocks = ceil_div(p.n, columns);
-    packed_a = round_up(p.m, kPanelRows) * p.k;
-    packed_b = pair * columns * min64(kDepth, p.k);
+    packed_a = room(round_up(p.m, kPanelRows) * round_up(p.k, kDepthStep));
+    packed_b = room(pair * columns * min64(kDepth, round_up(p.k, kDepthStep)));
     tiles = pair * columns * rows;
+  }
+
+ private:
+  // A whole number of cache lines, in elements of A.
+  static int64_t room(int64_t packed) {
+    return round_up(ceil_div(packed * static_cast<int64_t>(sizeof(Packed<A>)), sizeof(A)), 16);
   }
 };
 
@@ -154,7 +67,7 @@ int64_t gemm_scratch(const Product<A>& p) {
   if (p.m == 0 || p.n == 0 || p.k == 0) return 0;
   if (few_rows(p)) return few_rows_operand(p) + p.threads * few_rows_results(p);
   const Blocking<A> blocking(p);
-  return round_up(blocking.packed_a, 16) + p.threads * round_up(blocking.packed_b + blocking.tiles, 16);
+  return blocking.packed_a + p.threads * round_up(blocking.packed_b + blocking.tiles, 16);
 }
 
 // For an epilogue that reads nothing of C's shape.
@@ -169,15 +82,15 @@ void gemm_packed(const Product<A>& p, A* scratch, const Epilogue& epilogue, cons
   const int64_t panels = ceil_div(p.m, MR), padded = panels * MR, pair = p.gated ? 2 : 1;
   const int64_t sum_depth = p.n <= NR ? kShortSumDepth : kSumDepth;
   // A: for each block of depth, its panels one after another.
-  A* const packed_a = scratch;
-  A* const own = scratch + round_up(blocking.packed_a, 16);
+  Packed<A>* const packed_a = reinterpret_cast<Packed<A>*>(scratch);
+  A* const own = scratch + blocking.packed_a;
   const int64_t own_size = round_up(blocking.packed_b + blocking.tiles, 16);
   const int64_t per_task = max64(1, 16384 / (MR * p.k));
   parallel_for(ceil_div(panels, per_task), p.threads, [&](int64_t task, int) {
     for (int64_t i = task * per_task; i < min64(panels, (task + 1) * per_task); ++i)
       for (int64_t k = 0; k < p.k; k += kDepth) {
         const int64_t depth = min64(kDepth, p.k - k);
-        pack_panel<A, kPanelRows>(p.a, i * MR, p.m - i * MR, k, depth, packed_a + k * padded + i * MR * depth);
+        pack_rows(p.a, i * MR, p.m - i * MR, k, depth, packed_a + k * padded + i * MR * round_up(depth, kDepthStep));
       }
   });
   parallel_for(blocking.row_blocks * blocking.column_blocks, p.threads, [&](int64_t task, int thread) {
@@ -185,22 +98,23 @@ void gemm_packed(const Product<A>& p, A* scratch, const Epilogue& epilogue, cons
     const int64_t column = task / blocking.row_blocks * blocking.columns,
                   columns = min64(blocking.columns, p.n - column);
     const int64_t row_panels = ceil_div(rows, MR), column_panels = pair * ceil_div(columns, NR);
-    A* const packed_b = own + thread * own_size;
-    A* const tiles = packed_b + blocking.packed_b;  // [column panel][row panel][MR][NR]
+    Packed<A>* const packed_b = reinterpret_cast<Packed<A>*>(own + thread * own_size);
+    A* const tiles = own + thread * own_size + blocking.packed_b;  // [column panel][row panel][MR][NR]
+    const PanelScope scope;
     for (int64_t k = 0; k < p.k; k += kDepth) {
-      const int64_t depth = min64(kDepth, p.k - k);
-      const bool last = k + depth == p.k;
+      const int64_t part = min64(kDepth, p.k - k), depth = round_up(part, kDepthStep);
+      const bool last = k + part == p.k;
       // Panels of B in order; in a gated product the gate's and the up projection's alternate.
       for (int64_t j = 0; j < column_panels; ++j) {
         const int64_t n = column + j / pair * NR;
-        pack_panel<A, kPanelColumns<A>>(p.b, n + (j % pair) * p.n, p.n - n, k, depth, packed_b + j * NR * depth);
+        pack_columns(p.b, n + (j % pair) * p.n, p.n - n, k, part, packed_b + j * NR * depth);
       }
       for (int64_t first = 0; first < row_panels; first += kRowBlock / MR)
         for (int64_t j = 0; j < column_panels; ++j)
           for (int64_t i = first; i < min64(row_panels, first + kRowBlock / MR); ++i) {
             A* const tile = tiles + (j * row_panels + i) * MR * NR;
             const int64_t here = min64(MR, rows - i * MR);
-            const A* const a = packed_a + k * padded + (row / MR + i) * MR * depth;
+            const Packed<A>* const a = packed_a + k * padded + (row / MR + i) * MR * depth;
             if (last)
               for (int64_t r = 0; r < here; ++r) prefetch(row + i * MR + r, column + j / pair * NR);
             multiply_panels(here, depth, sum_depth, a, packed_b + j * NR * depth, tile, k > 0);

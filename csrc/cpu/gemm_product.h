@@ -8,8 +8,13 @@
 namespace tilewright {
 namespace TW_ISA {
 
-// 6 x 2 accumulators, two vectors of B and one broadcast fill the 16 registers of SSE and AVX2; AVX-512 has 32.
+// 6 x 2 accumulators, two vectors of B and one broadcast fill the 16 registers of SSE and AVX2; AVX-512 has 32. AMX's
+// eight tiles of 16 x 16 are 2 x 2 accumulators and two of each operand.
+#if defined(TW_TILES)
+constexpr int kPanelRows = 32;
+#else
 constexpr int kPanelRows = TW_VECTOR_BYTES == 64 ? 12 : 6;
+#endif
 template <class A>
 constexpr int kPanelColumns = 2 * Simd<A>::lanes;
 // Element (i, k) is at i * row_stride + k * depth_stride.

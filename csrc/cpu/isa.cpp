@@ -9,6 +9,10 @@
 #if defined(TW_HAVE_AVX2)
 #include <cpuid.h>
 #endif
+#if defined(TW_HAVE_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace tilewright {
 namespace {
@@ -29,6 +33,16 @@ bool has_avx512() {
 }
 #endif
 
+#if defined(TW_HAVE_AMX)
+// Leaf 7, edx bits 22 (bfloat16) and 24 (tiles). Linux gives a process the tile registers when it asks for them
+// (arch_prctl, ARCH_REQ_XCOMP_PERM, feature 18), and refuses where it cannot save them.
+bool has_amx() {
+  unsigned eax, ebx, ecx, edx = 0;
+  if (!has_avx512() || __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  return (edx >> 22 & 1) != 0 && (edx >> 24 & 1) != 0 && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+}
+#endif
+
 #define TW_TABLE(isa, supported) \
   {#isa,                         \
    supported,                    \
@@ -40,8 +54,23 @@ bool has_avx512() {
    isa::ffn_forward,             \
    isa::ffn_backward}
 
-// Best first. "wide" comes last: it is only ever asked for by name.
+// What has no products of bfloat16 is `base`'s.
+#define TW_TILES_TABLE(isa, base, supported) \
+  {#isa,                                     \
+   supported,                                \
+   base::attention_forward,                  \
+   base::attention_backward,                 \
+   base::kvcache_attention,                  \
+   base::softmax_forward,                    \
+   base::softmax_backward,                   \
+   isa::ffn_forward,                         \
+   isa::ffn_backward}
+
+// Best first. "wide" and "tiles" come last: they are only ever asked for by name.
 const CpuKernels kTables[] = {
+#if defined(TW_HAVE_AMX)
+    TW_TILES_TABLE(amx, avx512, has_amx),
+#endif
 #if defined(TW_HAVE_AVX512)
     TW_TABLE(avx512, has_avx512),
 #endif
@@ -51,11 +80,12 @@ const CpuKernels kTables[] = {
     TW_TABLE(portable, always),
 #if defined(TW_HAVE_WIDE)
     TW_TABLE(wide, has_avx2),
+    TW_TILES_TABLE(tiles, wide, has_avx2),
 #endif
 };
 
 struct Supported {
-  const CpuKernels* table[4];
+  const CpuKernels* table[5];
   int count = 0;
 };
 

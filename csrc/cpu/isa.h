@@ -30,7 +30,10 @@ struct CpuKernels {
 TW_DECLARE_ISA(portable)
 TW_DECLARE_ISA(avx2)
 TW_DECLARE_ISA(avx512)
-TW_DECLARE_ISA(wide)  // test builds: AVX-512's vector width on an AVX2 machine
+TW_DECLARE_ISA(amx)  // bfloat16 in AMX's tiles, the rest as avx512: see tiles.h
+// Test builds, on an AVX2 machine: AVX-512's vector width, and the tiles in plain C++.
+TW_DECLARE_ISA(wide)
+TW_DECLARE_ISA(tiles)
 #undef TW_DECLARE_ISA
 
 // The table in use: the best for this CPU, unless TILEWRIGHT_CPU_ISA or set_cpu_isa names another. Throws

@@ -1,0 +1,193 @@
+// Products of bfloat16 in tiles of 16 rows by 64 bytes: Intel's AMX, or the same in plain C++ where a test build has no
+// such processor.
+//
+// A tile of the first operand is 16 rows by 32 of depth; of the second, 16 pairs of depth by 16 columns, a pair's two
+// numbers side by side; of the result 16 x 16 floats. Products are exact and sums float, without denormals (Intel,
+// "Intel Architecture Instruction Set Extensions Programming Reference", TDPBF16PS).
+#pragma once
+
+#include "simd.h"
+
+namespace tilewright {
+namespace TW_ISA {
+
+constexpr int kTileSide = 16;                             // rows, and columns of a result
+constexpr int64_t kTileDepth = 32;                        // numbers in a row of an operand's tile
+constexpr int64_t kTileNumbers = kTileSide * kTileDepth;  // in an operand's tile: 1 KiB
+static_assert(kFloatLanes == kTileSide, "a row of a tile is a vector");
+
+// Two numbers of depth in each lane, the first in the low half.
+using Pairs = vuint;
+
+// --- operands into tiles ---------------------------------------------------------------------------------------------
+
+// 32 numbers of a row, `count` of which exist.
+TW_INLINE Pairs load_pairs(const BFloat16* p, int64_t count) {
+  Pairs v{};
+  if (count >= kTileDepth)
+    std::memcpy(&v, p, sizeof v);
+  else
+    std::memcpy(&v, p, static_cast<size_t>(count) * sizeof(BFloat16));
+  return v;
+}
+TW_INLINE Pairs load_pairs(const float* p, int64_t count) {
+  alignas(64) float numbers[kTileDepth] = {};
+  vushort halves[2];
+  if (count < kTileDepth) {
+    std::memcpy(numbers, p, static_cast<size_t>(count) * sizeof(float));
+    p = numbers;
+  }
+  for (int i = 0; i < 2; ++i) halves[i] = narrow(load(p + i * kTileSide), BFloat16{});
+  Pairs v;
+  std::memcpy(&v, halves, sizeof v);
+  return v;
+}
+
+// The bits of 16 numbers, `count` of which exist, each in the low half of its lane.
+TW_INLINE Pairs load_bits(const BFloat16* p, int64_t count) {
+  vushort v{};
+  if (count >= kTileSide)
+    std::memcpy(&v, p, sizeof v);
+  else
+    std::memcpy(&v, p, static_cast<size_t>(count) * sizeof(BFloat16));
+  return __builtin_convertvector(v, vuint);
+}
+TW_INLINE Pairs load_bits(const float* p, int64_t count) {
+  if (count < kTileSide) {
+    alignas(64) float numbers[kTileSide] = {};
+    std::memcpy(numbers, p, static_cast<size_t>(count) * sizeof(float));
+    return __builtin_convertvector(narrow(load(numbers), BFloat16{}), vuint);
+  }
+  return __builtin_convertvector(narrow(load(p), BFloat16{}), vuint);
+}
+TW_INLINE uint32_t bits_of(BFloat16 x) { return x.bits; }
+TW_INLINE uint32_t bits_of(float x) { return to_bfloat16(x).bits; }
+
+TW_INLINE void transpose_pairs(Pairs (&r)[kTileSide]) {
+  vfloat f[kTileSide];
+  for (int i = 0; i < kTileSide; ++i) f[i] = (vfloat)r[i];
+  transpose_block<float>(f);
+  for (int i = 0; i < kTileSide; ++i) r[i] = (Pairs)f[i];
+}
+
+// dst = the tile of 16 rows and 32 of depth that begins at src, of which rows x depth exist; the rest is 0. As a first
+// operand a line of it is a row; as a second (BY_PAIRS) it is a pair of depth, its columns being the rows given here.
+template <bool BY_PAIRS, class T>
+TW_INLINE void pack_tile(const T* src, int64_t row_stride, int64_t depth_stride, int64_t rows, int64_t depth,
+                         BFloat16* dst) {
+  Pairs r[kTileSide] = {};
+  bool by_pairs = false;
+  if (depth_stride == 1) {
+    for (int i = 0; i < min64(rows, kTileSide); ++i) r[i] = load_pairs(src + i * row_stride, depth);
+  } else if (row_stride == 1) {
+    by_pairs = true;
+    for (int64_t k = 0; k < min64(depth, kTileDepth); ++k)
+      r[k / 2] |= load_bits(src + k * depth_stride, rows) << (k % 2 * 16);
+  } else {
+    for (int i = 0; i < min64(rows, kTileSide); ++i)
+      for (int64_t k = 0; k < min64(depth, kTileDepth); ++k)
+        r[i][k / 2] |= bits_of(src[i * row_stride + k * depth_stride]) << (k % 2 * 16);
+  }
+  if (by_pairs != BY_PAIRS) transpose_pairs(r);
+  std::memcpy(dst, r, sizeof r);
+}
+
+// --- the product -----------------------------------------------------------------------------------------------------
+
+#if defined(__AMX_BF16__)
+
+// Sets up this thread's tile registers, and gives them back: a thread that holds none is cheaper to switch.
+class TileScope {
+ public:
+  TW_MEMBER TileScope() {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t bytes_in_row[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    for (int i = 0; i < 8; ++i) config.bytes_in_row[i] = 64, config.rows[i] = kTileSide;
+    barrier();
+    _tile_loadconfig(&config);
+  }
+  TW_MEMBER ~TileScope() { _tile_release(); }
+  TileScope(const TileScope&) = delete;
+  TileScope& operator=(const TileScope&) = delete;
+  // The compiler does not know that tile instructions read and write memory.
+  TW_MEMBER static void barrier() { __asm__ volatile("" ::: "memory"); }
+};
+
+// c (ROWS x 2 tiles, its lines `stride` floats apart) = or += the products of `steps` tiles of depth. Tile i of step s
+// of the first operand begins at a + s * a_step + i * a_tile, and its lines are a_line apart, all in numbers; those of
+// the second are 2 contiguous tiles a step.
+template <int ROWS>
+TW_INLINE void multiply_tiles(int64_t steps, const BFloat16* a, int64_t a_step, int64_t a_tile, int64_t a_line,
+                              const BFloat16* b, float* c, int64_t stride, bool accumulate) {
+  const int64_t line = stride * static_cast<int64_t>(sizeof(float)),
+                a_bytes = a_line * static_cast<int64_t>(sizeof(BFloat16));
+  TileScope::barrier();
+  if (accumulate) {
+    _tile_loadd(0, c, line);
+    _tile_loadd(1, c + kTileSide, line);
+    if constexpr (ROWS == 2) {
+      _tile_loadd(2, c + kTileSide * stride, line);
+      _tile_loadd(3, c + kTileSide * stride + kTileSide, line);
+    }
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (ROWS == 2) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+  }
+  for (int64_t s = 0; s < steps; ++s) {
+    _tile_loadd(6, b, 64);
+    _tile_loadd(4, a, a_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, b + kTileNumbers, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (ROWS == 2) {
+      _tile_loadd(5, a + a_tile, a_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    a += a_step;
+    b += 2 * kTileNumbers;
+  }
+  _tile_stored(0, c, line);
+  _tile_stored(1, c + kTileSide, line);
+  if constexpr (ROWS == 2) {
+    _tile_stored(2, c + kTileSide * stride, line);
+    _tile_stored(3, c + kTileSide * stride + kTileSide, line);
+  }
+  TileScope::barrier();
+}
+
+#else
+
+struct TileScope {
+  TW_MEMBER TileScope() {}
+  TW_MEMBER ~TileScope() {}
+};
+
+template <int ROWS>
+TW_INLINE void multiply_tiles(int64_t steps, const BFloat16* a, int64_t a_step, int64_t a_tile, int64_t a_line,
+                              const BFloat16* b, float* c, int64_t stride, bool accumulate) {
+  for (int i = 0; i < ROWS * kTileSide; ++i)
+    for (int j = 0; j < 2 * kTileSide; ++j) {
+      float sum = accumulate ? c[i * stride + j] : 0.0f;
+      for (int64_t k = 0; k < steps * kTileDepth; ++k) {
+        const int64_t s = k / kTileDepth, d = k % kTileDepth;
+        const BFloat16 x = a[s * a_step + i / kTileSide * a_tile + i % kTileSide * a_line + d];
+        const BFloat16 y =
+            b[(2 * s + j / kTileSide) * kTileNumbers + d / 2 * kTileDepth + j % kTileSide * 2 + d % 2];
+        sum += to_float(x) * to_float(y);
+      }
+      c[i * stride + j] = sum;
+    }
+}
+
+#endif
+
+}  // namespace TW_ISA
+}  // namespace tilewright
