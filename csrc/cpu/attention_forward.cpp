@@ -15,6 +15,11 @@
 #include "attention_forward.h"
 
 #include "attention_decode.h"
+#if defined(TW_TILES)
+#include "attention_tiles.h"
+#else
+#include "attention_vectors.h"
+#endif
 #include "isa.h"
 #include "parallel.h"
 
@@ -30,6 +35,9 @@ constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kKeysPerSplit = 512;
 constexpr int64_t kSplitTasks = 32;
 
+// Rows of a strip's O^T in memory.
+int64_t out_rows(const AttentionParams& p) { return round_up(p.head_dim_v, kOutStep); }
+
 template <class A>
 struct Plan {
   const AttentionParams& p;
@@ -39,22 +47,21 @@ struct Plan {
   int64_t blocks;
   int64_t splits;
   A* partial;  // with splits: O^T, max and sum per sequence, group, strip and split
-  int64_t partial_size() const { return (p.head_dim_v + 2) * kStripLanes<A>; }
+  int64_t partial_size() const { return (out_rows(p) + 2) * kStripLanes<A>; }
 };
 
 template <class A>
 struct Workspace {
-  A *keys, *values, *queries, *states;
+  Operands<A> operands;
+  A* states;
   Strip<A>* strip;
   ScoreBuffers<A> scores;
   DecodeBuffers<A> decode;
 
-  Workspace(const AttentionParams& p, int64_t block, Carver& carver) : scores(p, kKeyTile, carver), decode(p, carver) {
+  Workspace(const AttentionParams& p, int64_t block, Carver& carver)
+      : operands(p, kKeyTile, block, carver), scores(p, kKeyTile, carver), decode(p, carver) {
     constexpr int lanes = kStripLanes<A>;
-    keys = carver.take<A>(kKeyTile * p.head_dim);
-    values = carver.take<A>(kKeyTile * p.head_dim_v);
-    queries = carver.take<A>(block * p.head_dim * lanes);
-    states = carver.take<A>(block * (p.head_dim_v + 2) * lanes);
+    states = carver.take<A>(block * (out_rows(p) + 2) * lanes);
     strip = carver.take<Strip<A>>(block);
   }
 };
@@ -65,17 +72,14 @@ StripState<A> state_at(A* memory, int64_t head_dim_v, bool started) {
   return {memory, memory + head_dim_v * lanes, memory + (head_dim_v + 1) * lanes, started};
 }
 
-// One strip over keys [key, key + n) of the tile that `k` and `v` hold from key `tile` on.
+// Strip i of the block over keys [key, key + n), of the tile whose first key is `tile`.
 template <class A>
-void attend_tile(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, const A* queries, RowTile<A> k,
-                 RowTile<A> v, int64_t tile, int64_t key, int64_t n, const ScoreBuffers<A>& w, StripState<A>* state) {
-  constexpr int lanes = kStripLanes<A>;
-  const int64_t block = score_block<A>(p);
-  gemm<A, false>(n, strip.vectors, p.head_dim, k.data + (key - tile) * k.stride, k.stride, queries, lanes, w.scores,
-                 lanes, {}, block);
-  weigh_scores(p, s, strip, key, n, w, state);
-  gemm<A, true>(p.head_dim_v, strip.vectors, n, v.data + (key - tile) * v.stride, v.stride, w.scores, lanes, state->out,
-                lanes, {state->started, w.alpha}, block);
+void attend_tile(const AttentionParams& p, const Sequence& s, const Workspace<A>& w, int64_t i, int64_t tile,
+                 int64_t key, int64_t n, StripState<A>* state) {
+  const Strip<A>& strip = w.strip[i];
+  w.operands.score(i, strip.vectors, key - tile, n, w.scores.scores);
+  weigh_scores(p, s, strip, key, n, w.scores, state);
+  w.operands.weigh(strip.vectors, key - tile, n, w.scores.scores, w.scores.alpha, state->started, state->out);
   state->started = true;
 }
 
@@ -146,38 +150,37 @@ void attend_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group
     if (end > split_end) end = split_end;
   }
 
-  const A scale = packed_scale<A>(p);
   StripState<A> states[kMaxBlockRows / lanes > 0 ? kMaxBlockRows / lanes : 1];
   for (int64_t i = 0; i < count; ++i) {
     make_strip(p, s, group, first + i * lanes, &w.strip[i]);
     const Strip<A>& strip = w.strip[i];
     const char* q[lanes];
     for (int r = 0; r < strip.count; ++r) q[r] = query_row(p, p.q, s, strip.head[r], strip.row[r]);
-    pack_strip<A>(p.dtype, q, strip.count, p.head_dim, scale, w.queries + i * p.head_dim * lanes);
+    w.operands.load_queries(i, q, strip.count);
     A* memory = w.states + i * plan.partial_size();
     if (plan.splits > 1)
       memory =
           plan.partial + (((s.batch * p.heads_kv + group.kv) * plan.strips + first_strip + i) * plan.splits + split) *
                              plan.partial_size();
-    states[i] = state_at(memory, p.head_dim_v, false);
+    states[i] = state_at(memory, out_rows(p), false);
   }
 
   const KeyRows k = key_rows(p, p.k, s, group.kv), v = key_rows(p, p.v, s, group.kv);
   // Not with a backward to come: that computes the scores as tiles, and its probabilities need the very same sums.
   const bool decode = rows <= kDecodeRows<A> && p.row_stats.data == nullptr;
   if (decode) decode_strip(p, s, w.strip[0], k, v, begin / 4 * 4, end, w.scores, w.decode, &states[0]);
+  const ProductScope scope;
   for (int64_t tile = begin / kKeyTile * kKeyTile; tile < end && !decode; tile += kKeyTile) {
     const int64_t lo = tile > begin ? tile : begin, hi = tile + kKeyTile < end ? tile + kKeyTile : end;
     // Started at a multiple of 4 so that a Philox counter's four keys stay together.
     const int64_t base = lo / 4 * 4;
-    const RowTile<A> kt = load_rows(p.dtype, k, base, hi - base, p.head_dim, w.keys);
-    const RowTile<A> vt = load_rows(p.dtype, v, base, hi - base, p.head_dim_v, w.values);
+    w.operands.load_keys(k, v, base, hi - base);
     for (int64_t i = 0; i < count; ++i) {
       const Strip<A>& strip = w.strip[i];
-      const int64_t from = (strip.first_key > base ? strip.first_key : base) / 4 * 4;
+      const int64_t from = base + max64(0, strip.first_key - base) / kKeyStep * kKeyStep;
       const int64_t to = strip.last_key < hi ? strip.last_key : hi;
       if (from >= to) continue;
-      attend_tile(p, s, strip, w.queries + i * p.head_dim * lanes, kt, vt, base, from, to - from, w.scores, &states[i]);
+      attend_tile(p, s, w, i, base, from, to - from, &states[i]);
     }
   }
 
@@ -203,9 +206,9 @@ void merge_strip(const Plan<A>& plan, const Sequence& s, const HeadGroup& group,
   make_strip(p, s, group, index * lanes, &strip);
   A* parts =
       plan.partial + ((s.batch * p.heads_kv + group.kv) * plan.strips + index) * plan.splits * plan.partial_size();
-  StripState<A> joint = state_at(parts, p.head_dim_v, false);
+  StripState<A> joint = state_at(parts, out_rows(p), false);
   for (int64_t n = 0; n < plan.splits; ++n) {
-    const StripState<A> part = state_at(parts + n * plan.partial_size(), p.head_dim_v, true);
+    const StripState<A> part = state_at(parts + n * plan.partial_size(), out_rows(p), true);
     bool empty = true;
     for (int r = 0; r < strip.count; ++r) empty = empty && part.sum[r] == 0;
     if (empty) continue;  // its O was never written, or is all zeros
@@ -290,10 +293,18 @@ Status attend_as(const AttentionParams& p, int64_t asked_splits) {
 }  // namespace
 
 Status attend(const AttentionParams& p, int64_t splits) {
+#if defined(TW_TILES)
+  return attend_as<float>(p, splits);
+#else
   return p.dtype == DType::kFloat64 ? attend_as<double>(p, splits) : attend_as<float>(p, splits);
+#endif
 }
 
 Status attention_forward(const AttentionParams& p) {
+#if defined(TW_TILES)
+  // The backward pass computes the scores in vectors; its probabilities need the sums of the very same.
+  if (p.dtype != DType::kBFloat16 || p.row_stats.data != nullptr) return TW_TILES::attention_forward(p);
+#endif
   const Status status = check_attention(p);
   return status == Status::kOk ? attend(p, 0) : status;
 }

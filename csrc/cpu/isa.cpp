@@ -34,11 +34,11 @@ bool has_avx512() {
 #endif
 
 #if defined(TW_HAVE_AMX)
-// Leaf 7, edx bits 22 (bfloat16) and 24 (tiles). Linux gives a process the tile registers when it asks for them
+// Leaf 7, edx bits 22 (bfloat16) and 24 (tiles); such processors convert to bfloat16 as well. Linux gives a process the tile registers when it asks for them
 // (arch_prctl, ARCH_REQ_XCOMP_PERM, feature 18), and refuses where it cannot save them.
 bool has_amx() {
   unsigned eax, ebx, ecx, edx = 0;
-  if (!has_avx512() || __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  if (!has_avx512() || !__builtin_cpu_supports("avx512bf16") || __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
   return (edx >> 22 & 1) != 0 && (edx >> 24 & 1) != 0 && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 }
 #endif
@@ -58,9 +58,9 @@ bool has_amx() {
 #define TW_TILES_TABLE(isa, base, supported) \
   {#isa,                                     \
    supported,                                \
-   base::attention_forward,                  \
+   isa::attention_forward,                   \
    base::attention_backward,                 \
-   base::kvcache_attention,                  \
+   isa::kvcache_attention,                   \
    base::softmax_forward,                    \
    base::softmax_backward,                   \
    isa::ffn_forward,                         \

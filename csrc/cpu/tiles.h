@@ -19,6 +19,19 @@ static_assert(kFloatLanes == kTileSide, "a row of a tile is a vector");
 // Two numbers of depth in each lane, the first in the low half.
 using Pairs = vuint;
 
+// Numbers, rounded to bfloat16: a's in the low halves of the lanes and b's in the high ones.
+TW_INLINE Pairs interleave_pairs(vfloat a, vfloat b) {
+#if defined(__AVX512BF16__)
+  alignas(64) static constexpr uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                     8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
+  return (Pairs)_mm512_permutexvar_epi16(_mm512_load_si512(order), halves);
+#else
+  return __builtin_convertvector(narrow(a, BFloat16{}), vuint) |
+         __builtin_convertvector(narrow(b, BFloat16{}), vuint) << 16;
+#endif
+}
+
 // --- operands into tiles ---------------------------------------------------------------------------------------------
 
 // 32 numbers of a row, `count` of which exist.
@@ -32,15 +45,18 @@ TW_INLINE Pairs load_pairs(const BFloat16* p, int64_t count) {
 }
 TW_INLINE Pairs load_pairs(const float* p, int64_t count) {
   alignas(64) float numbers[kTileDepth] = {};
-  vushort halves[2];
   if (count < kTileDepth) {
     std::memcpy(numbers, p, static_cast<size_t>(count) * sizeof(float));
     p = numbers;
   }
-  for (int i = 0; i < 2; ++i) halves[i] = narrow(load(p + i * kTileSide), BFloat16{});
+#if defined(__AVX512BF16__)
+  return (Pairs)_mm512_cvtne2ps_pbh((__m512)load(p + kTileSide), (__m512)load(p));
+#else
+  const vushort halves[2] = {narrow(load(p), BFloat16{}), narrow(load(p + kTileSide), BFloat16{})};
   Pairs v;
   std::memcpy(&v, halves, sizeof v);
   return v;
+#endif
 }
 
 // The bits of 16 numbers, `count` of which exist, each in the low half of its lane.
