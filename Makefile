@@ -62,7 +62,7 @@ gpu: ## On a GPU machine: build, test, verify, check memory, measure, into one J
 # A copy of the package around a CPU module built with AddressSanitizer and UndefinedBehaviorSanitizer, so that the
 # installed one stays as it is. The leak checker is off: the interpreter keeps memory until it exits.
 SANITIZE := build/sanitize
-SANITIZE_ISAS ?= $(if $(filter x86_64 amd64,$(shell uname -m)),portable avx2 wide,portable)
+SANITIZE_ISAS ?= $(if $(filter x86_64 amd64,$(shell uname -m)),portable avx2 wide tiles,portable)
 sanitize: $(DEV_STAMP) ## All verification cases on CPU kernels built with ASan and UBSan
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S csrc -B $(SANITIZE) -G Ninja -DTILEWRIGHT_SANITIZE=address,undefined \
 	  -DTILEWRIGHT_CPU_TEST_ISA=ON -DPython_EXECUTABLE="$(abspath $(BIN))/python"

@@ -90,8 +90,10 @@ def cuda_architectures(nvcc: str) -> list[str]:
     return asked or found or [a for a in DEFAULT_ARCHITECTURES if a.rstrip("af") in known]
 
 
-def options_of(target: str, env: dict[str, str]) -> list[str]:
+def options_of(target: str, env: dict[str, str], development: bool) -> list[str]:
     """What CMake needs to know besides the target's name."""
+    if target == "cpu":
+        return [f"-DTILEWRIGHT_CPU_TILES={'ON' if development else 'OFF'}"]
     if target != "cuda":
         return []
     nvcc = find_nvcc(env["PATH"])
@@ -118,8 +120,11 @@ def build_environment() -> dict[str, str]:
     return {**os.environ, "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])}
 
 
-def cmake_build(target: str) -> Path:
-    """Build one module in its own folder, which is kept, so that the next build compiles only what changed."""
+def cmake_build(target: str, development: bool) -> Path:
+    """Build one module in its own folder, which is kept, so that the next build compiles only what changed.
+
+    development: with what only tests use.
+    """
     env = build_environment()
     for tool in ("cmake", "ninja"):
         if shutil.which(tool, path=env["PATH"]) is None:
@@ -133,7 +138,7 @@ def cmake_build(target: str) -> Path:
     configure += [
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=env['PATH'])}",
-        *options_of(target, env),
+        *options_of(target, env, development),
     ]
     run_shown(configure, env)
     run_shown(["cmake", "--build", str(folder), "--target", f"_{target}"], env)
@@ -150,7 +155,7 @@ class CMakeBuild(build_ext):
             try:
                 if wanted is False:
                     raise LeftOut(f"TILEWRIGHT_{target.upper()}=0 was set when the package was built")
-                self.place(cmake_build(target), Path(self.get_ext_fullpath(module)))
+                self.place(cmake_build(target, self.editable_mode), Path(self.get_ext_fullpath(module)))
             except LeftOut as reason:
                 if wanted:
                     raise SystemExit(f"tilewright: TILEWRIGHT_{target.upper()}=1, but {reason}") from None

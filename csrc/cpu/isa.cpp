@@ -27,6 +27,9 @@ bool has_avx2() {
   __get_cpuid(1, &eax, &ebx, &ecx, &edx);
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (ecx >> 29 & 1) != 0;
 }
+#endif
+
+#if defined(TW_HAVE_AVX512)
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -38,7 +41,8 @@ bool has_avx512() {
 // (arch_prctl, ARCH_REQ_XCOMP_PERM, feature 18), and refuses where it cannot save them.
 bool has_amx() {
   unsigned eax, ebx, ecx, edx = 0;
-  if (!has_avx512() || !__builtin_cpu_supports("avx512bf16") || __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  if (!has_avx512() || !__builtin_cpu_supports("avx512bf16") || __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0)
+    return false;
   return (edx >> 22 & 1) != 0 && (edx >> 24 & 1) != 0 && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 }
 #endif
@@ -80,12 +84,14 @@ const CpuKernels kTables[] = {
     TW_TABLE(portable, always),
 #if defined(TW_HAVE_WIDE)
     TW_TABLE(wide, has_avx2),
-    TW_TILES_TABLE(tiles, wide, has_avx2),
+#endif
+#if defined(TW_HAVE_TILES)
+    TW_TILES_TABLE(tiles, avx2, has_avx2),
 #endif
 };
 
 struct Supported {
-  const CpuKernels* table[5];
+  const CpuKernels* table[sizeof kTables / sizeof *kTables];
   int count = 0;
 };
 

@@ -31,7 +31,7 @@ TW_DECLARE_ISA(portable)
 TW_DECLARE_ISA(avx2)
 TW_DECLARE_ISA(avx512)
 TW_DECLARE_ISA(amx)  // bfloat16 in AMX's tiles, the rest as avx512: see tiles.h
-// Test builds, on an AVX2 machine: AVX-512's vector width, and the tiles in plain C++.
+// For tests, on an AVX2 machine: AVX-512's vector width, and the tiles in plain C++.
 TW_DECLARE_ISA(wide)
 TW_DECLARE_ISA(tiles)
 #undef TW_DECLARE_ISA

@@ -22,13 +22,13 @@ using Pairs = vuint;
 // Numbers, rounded to bfloat16: a's in the low halves of the lanes and b's in the high ones.
 TW_INLINE Pairs interleave_pairs(vfloat a, vfloat b) {
 #if defined(__AVX512BF16__)
-  alignas(64) static constexpr uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                     8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  alignas(64) static constexpr uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
   return (Pairs)_mm512_permutexvar_epi16(_mm512_load_si512(order), halves);
 #else
-  return __builtin_convertvector(narrow(a, BFloat16{}), vuint) |
-         __builtin_convertvector(narrow(b, BFloat16{}), vuint) << 16;
+  return __builtin_convertvector(narrow(a, BFloat16{}), vuint) | __builtin_convertvector(narrow(b, BFloat16{}), vuint)
+                                                                     << 16;
 #endif
 }
 
@@ -195,8 +195,7 @@ TW_INLINE void multiply_tiles(int64_t steps, const BFloat16* a, int64_t a_step, 
       for (int64_t k = 0; k < steps * kTileDepth; ++k) {
         const int64_t s = k / kTileDepth, d = k % kTileDepth;
         const BFloat16 x = a[s * a_step + i / kTileSide * a_tile + i % kTileSide * a_line + d];
-        const BFloat16 y =
-            b[(2 * s + j / kTileSide) * kTileNumbers + d / 2 * kTileDepth + j % kTileSide * 2 + d % 2];
+        const BFloat16 y = b[(2 * s + j / kTileSide) * kTileNumbers + d / 2 * kTileDepth + j % kTileSide * 2 + d % 2];
         sum += to_float(x) * to_float(y);
       }
       c[i * stride + j] = sum;

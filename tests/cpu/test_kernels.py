@@ -75,7 +75,10 @@ def test_gradcheck(case: str) -> None:
 @pytest.mark.parametrize("isa", _cpu.available_isas())
 def test_every_instruction_set_passes(isa: str) -> None:
     _cpu.set_isa(isa)
-    for case in select_cases()[3::29]:
+    cases = select_cases()[3::29]
+    if isa in ("amx", "tiles"):  # what they do not leave to another one
+        cases = [c for c in select_cases() if c.dtype is torch.bfloat16 and not c.op.endswith("softmax")][::5]
+    for case in cases:
         (record,) = run_case(case, ["cpu"])
         assert record.status == "passed", f"{isa} {case.id}: {record.problems}"
 
