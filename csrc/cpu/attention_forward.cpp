@@ -14,7 +14,6 @@
 // take another route through the tile (attention_decode.h).
 #include "attention_forward.h"
 
-#include "attention_decode.h"
 #if defined(TW_TILES)
 #include "attention_tiles.h"
 #else
@@ -167,7 +166,7 @@ void attend_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group
 
   const KeyRows k = key_rows(p, p.k, s, group.kv), v = key_rows(p, p.v, s, group.kv);
   // Not with a backward to come: that computes the scores as tiles, and its probabilities need the very same sums.
-  const bool decode = rows <= kDecodeRows<A> && p.row_stats.data == nullptr;
+  const bool decode = rows < kLeastRows<A> && p.row_stats.data == nullptr;
   if (decode) decode_strip(p, s, w.strip[0], k, v, begin / 4 * 4, end, w.scores, w.decode, &states[0]);
   const ProductScope scope;
   for (int64_t tile = begin / kKeyTile * kKeyTile; tile < end && !decode; tile += kKeyTile) {

@@ -2,7 +2,7 @@
 // them so, and Q as strips of lanes.
 #pragma once
 
-#include "attention_softmax.h"
+#include "attention_decode.h"
 
 namespace tilewright {
 namespace TW_ISA {
@@ -12,6 +12,9 @@ constexpr int64_t kKeyStep = 4;
 // O^T has a multiple of so many rows.
 constexpr int64_t kOutStep = 1;
 struct ProductScope {};
+// Fewer rows than this go the way of attention_decode.h.
+template <class A>
+constexpr int64_t kLeastRows = kDecodeRows<A> + 1;
 
 template <class A>
 class Operands {
