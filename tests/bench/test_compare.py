@@ -106,6 +106,18 @@ def test_a_slower_machine_is_taken_out_by_the_peers() -> None:
         assert c.plain.value == pytest.approx(1.3, rel=0.05) and c.against_peers.value == pytest.approx(1, rel=0.05)
 
 
+def test_a_peer_that_is_far_behind_counts_only_where_no_other_is_near() -> None:
+    def side(machine: float, far: float, with_near: bool = True) -> Result:
+        rows = [row("call", OURS, [machine * 1e-3] * 40), row("call", "math", [far * 1e-2] * 7)]
+        return result([*rows, *([row("call", "eager", [machine * 1e-3] * 40)] if with_near else [])])
+
+    # The machine is slower by half, and the peer with few samples was hit harder yet.
+    (found,) = compare(side(1.0, 1.0), side(1.5, 3.0), 0.05).changes
+    assert found.against_peers is not None and found.against_peers.value == pytest.approx(1.0)
+    (alone,) = compare(side(1.0, 1.0, False), side(1.5, 1.5, False), 0.05).changes
+    assert alone.against_peers is not None and alone.against_peers.value == pytest.approx(1.0)
+
+
 def test_without_peers_the_plain_ratio_is_judged_and_that_is_said() -> None:
     draw = random.Random(6)
     found = compare(measured(draw, peers=()), measured(draw, lambda *_: 1.3, peers=()), 0.05)

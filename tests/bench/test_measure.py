@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from tilewright.bench import exact, items, measure, session
+from tilewright.bench import exact, items, measure, session, timing
 from tilewright.bench.items.rooflines import COPY, GEMM
 from tilewright.registry import unavailable
 
@@ -152,3 +153,27 @@ def test_a_cpu_is_held_against_a_roofline_of_the_same_turns() -> None:
     (flagged,) = session.add_rooflines([row])
     assert "the measurement is wrong" in flagged["fault"]
     assert set(rows_of(item)) == {"ours"}, "the roofline is no provider"
+
+
+def test_the_time_is_for_the_providers_that_are_near() -> None:
+    clock = {"tilewright cpu": 5.0, "a": 1.0, "b": 2.9, "c": 3.1, "tilewright reference": 9.0, "roofline: copy": 99.0}
+
+    class Timer:
+        def plan(self, function: Callable[[], object]) -> int:
+            return 1
+
+        def sample(self, function: Callable[[], object], calls: int) -> float:
+            time.sleep(1e-4)
+            return float(function())  # type: ignore[arg-type]
+
+    functions = {name: (lambda s=seconds: s) for name, seconds in clock.items()}
+    found = timing.interleave(functions, 0.05, 5, Timer(), near=measure._near)
+    counts = {name: t.samples for name, t in found.items()}
+    assert {n for n, count in counts.items() if count == 5} == {"c", "tilewright reference"}
+    assert len(set(counts.values())) == 2, f"those that are near were not timed in turns: {counts}"
+
+
+def test_the_fastest_of_both_sides_are_timed_to_the_end_however_far_apart() -> None:
+    assert measure._near({"tilewright cpu": 1.0, "eager": 50.0, "math": 60.0}) == ["tilewright cpu", "eager"]
+    assert measure._near({"tilewright cpu": 1.0}) == ["tilewright cpu"]
+    assert measure._near({"roofline: copy": 1.0}) == ["roofline: copy"]

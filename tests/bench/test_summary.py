@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tilewright.bench import stats
-from tilewright.bench.summary import Result, curves, read, result_text, standings, summarize, write
+from tilewright.bench.summary import Result, curves, read, result_text, standings, summarize, times_faster, write
 
 
 def row(item: str, provider: str, seconds: float, noise: float = 0.0, **facts: Any) -> dict[str, Any]:
@@ -140,3 +140,10 @@ def test_a_written_file_has_a_line_for_each_row(tmp_path: Path) -> None:
     write(result, file)
     assert read(file) == result
     assert sum('"provider"' in line for line in file.read_text().splitlines()) == len(ROWS)
+
+
+def test_what_has_fewer_samples_is_compared_over_the_turns_that_it_had() -> None:
+    ours, peer = row("call", "tilewright cpu", 1.0), row("call", "math", 1.0)
+    ours["device"]["values"] = [1.0] * 7 + [5.0] * 30
+    peer["device"]["values"] = [4.0] * 7
+    assert times_faster(ours, peer).value == pytest.approx(4.0)

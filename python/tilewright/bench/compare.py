@@ -181,14 +181,18 @@ def _comparable(old: Row, new: Row) -> bool:
 
 
 def _against(ours: _Timed, peers: Sequence[_Timed]) -> Ratio | None:
-    """Samples of one item were taken in turns, so each of ours belongs to one of every peer."""
+    """Samples of one item were taken in turns, so each of ours belongs to one of every peer. A peer that is far behind
+    has the first few alone: it counts where no other has more."""
+    if not peers:
+        return None
+    counts = [min(len(times(t.before)), len(times(t.after))) for t in peers]
+    near = [t for t, count in zip(peers, counts, strict=True) if 2 * count >= max(counts)]
     sides = []
     for side in ("before", "after"):
-        own, *of_peers = (times(getattr(t, side)) for t in (ours, *peers))
-        if not of_peers or any(len(t) != len(own) for t in of_peers):
-            return None
-        sides.append((own, [geometric_mean(sample) for sample in zip(*of_peers, strict=True)]))
-    return ratio_of_ratios(*sides)
+        own, *of_peers = (times(getattr(t, side)) for t in (ours, *near))
+        sides.append((own, [geometric_mean(sample) for sample in zip(*of_peers, strict=False)]))
+    pairs = [(own[: len(mean)], mean[: len(own)]) for own, mean in sides]
+    return ratio_of_ratios(pairs[0], pairs[1])
 
 
 def _variance_of_median(values: Sequence[float]) -> float:

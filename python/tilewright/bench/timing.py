@@ -100,8 +100,8 @@ def interleave(
 
     What slows the machine down then slows all of them. Each is called twice before anything is measured; without warm
     once, for functions that have been called already. ProviderFailed names the one that raised. timer: the time on the
-    wall, if not given. announce: is told whose turn it is. near: of the shortest time of each so far, those that matter;
-    the others have the least number of samples, and the seconds are for these alone.
+    wall, if not given. announce: is told whose turn it is. near: told the shortest time of each, answers those that go
+    on being timed; the others have the least number of samples, and the seconds are not theirs.
     """
     timer = timer or WallTimer()
 
