@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -249,7 +249,7 @@ def _time(
         try:
             timer = bench.timer(item.cold) if item.by == "device" else bench.wall_timer()
             samples = 3 if item.long else LEAST_SAMPLES
-            everyone = {**ready, **roof}
+            everyone = {**ready, **{n: function for n, (function, _) in roof.items()}}
             device = interleave(everyone, bench.seconds, samples, timer, announce, not item.long, _near)
             wall = device
             if bench.device != "cpu" and item.by == "device":
@@ -264,7 +264,8 @@ def _time(
         rows[provider].update({name: t.to_json() for name, t in times.items()}, status="timed")
         rows[provider]["result"] = item.result(times[item.by].p50)
         if roof:
-            rows[provider].update(_share(item, rows[provider]["result"], device[provider], [device[n] for n in roof]))
+            fastest = max(work / min(device[n].values) for n, (_, work) in roof.items())
+            rows[provider].update(_share(item, rows[provider]["result"], device[provider], fastest))
 
 
 #: Among the functions that are timed in turns, what those begin with that show what the machine can do just then.
@@ -282,24 +283,21 @@ def _near(best: dict[str, float]) -> list[str]:
     return [*kept, *(n for n in best if n.startswith(ROOF))]
 
 
-def _roofline(item: Item, bench: Bench) -> dict[str, Function]:
+def _roofline(item: Item, bench: Bench) -> dict[str, tuple[Function, float]]:
     """A CPU's speed changes from minute to minute: there each item is timed in turns with its roofline. A GPU keeps its
     speed, and has what items/rooflines.py measured at the start of the run."""
     from .items import rooflines
 
-    unit, _ = item.limited
+    unit, work = item.limited
     if bench.device != "cpu" or not unit or item.facts.get("op") == "roofline":
         return {}
-    return {ROOF + n: f for n, f in rooflines.functions(unit, item.facts.get("dtype", "float32")).items()}
+    return {ROOF + n: f for n, f in rooflines.functions(unit, work, item.facts.get("dtype", "float32")).items()}
 
 
-def _share(item: Item, result: float, mine: Timing, roofs: Sequence[Timing]) -> dict[str, float]:
-    """ "roofline": the best that it made in this item's turns (a limit is reached at the best of moments; what disturbs
-    a sample only lowers it); "of_roofline": the share of it."""
-    from .items import rooflines
-
-    unit, own_work = item.limited
-    share = own_work / mine.p50 / max(w / min(r.values) for w, r in zip(rooflines.work(unit), roofs, strict=True))
+def _share(item: Item, result: float, mine: Timing, fastest: float) -> dict[str, float]:
+    """fastest: operations or bytes a second at the best of this item's turns: a limit is reached at the best of moments,
+    and what disturbs a sample only lowers it. "roofline": what the result would be then; "of_roofline": the share."""
+    share = item.limited[1] / mine.p50 / fastest
     return {"roofline": result / share, "of_roofline": share}
 
 

@@ -41,22 +41,28 @@ def items(shapes: str) -> Iterator[Item]:
 #: what disturbs a machine now and then hits long samples more often. 1024 was 2 to 5% slower than 768 on a Zen 4.
 TURNS_SIZE = 768
 
-#: Bytes that a CPU copies to show its memory's speed.
-MOST_COPIED = 256 * 2**20
+#: Bytes that a CPU copies to show its memory's speed, and at most for an item that moves more: the longer a read, the
+#: nearer it comes to the limit (30.2 GB/s for 256 MB and 31.2 for 2 GB, on a Xeon of 2024).
+USUALLY_COPIED, MOST_COPIED = 256 * 2**20, 2**30
 
 #: Of the matrix that is read: 1024 to 65536 columns are within 4%, and 20% faster than a sum, on a Xeon of 2024.
 READ_WIDTH = 16384
 
 
-@functools.cache
-def functions(unit: str, dtype: str) -> dict[str, Callable[[], torch.Tensor]]:
-    """On a CPU: the product for an item of this dtype in "TFLOP/s"; for one in "GB/s" a copy, and since many calls read
-    much and write little, which is faster on some processors, a product of a matrix and a vector."""
+def functions(unit: str, work: float, dtype: str) -> dict[str, tuple[Callable[[], torch.Tensor], float]]:
+    """On a CPU: the product for an item of this dtype in "TFLOP/s"; for one in "GB/s" of so much work a copy, and since
+    many calls read much and write little, which is faster on some processors, a product of a matrix and a vector. With
+    the operations of each, or the bytes that it reads and writes."""
     if unit == "GB/s":
-        source = torch.zeros(_copied_bytes() // 4)
-        target, matrix, vector = torch.empty_like(source), source.view(-1, READ_WIDTH), torch.zeros(READ_WIDTH)
-        return {"copy": lambda: target.copy_(source), "read": lambda: matrix @ vector}
-    return {"product": _product(TURNS_SIZE, _fastest(dtype))}
+        return _movers(_copied_bytes(work))
+    return {"product": (_product(TURNS_SIZE, _fastest(dtype)), 2.0 * TURNS_SIZE**3)}
+
+
+@functools.lru_cache(1)
+def _movers(count: int) -> dict[str, tuple[Callable[[], torch.Tensor], float]]:
+    source = torch.zeros(count // 4)
+    target, matrix, vector = torch.empty_like(source), source.view(-1, READ_WIDTH), torch.zeros(READ_WIDTH)
+    return {"copy": (lambda: target.copy_(source), 2.0 * count), "read": (lambda: matrix @ vector, 1.0 * count)}
 
 
 def _product(size: int, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
@@ -74,15 +80,12 @@ def _fastest(dtype: str) -> torch.dtype:
     return min(choices, key=lambda d: timings[str(d)].p50)
 
 
-def work(unit: str) -> tuple[float, ...]:
-    """Of one call of each of :func:`functions`: operations, or bytes read and written."""
-    return (2.0 * _copied_bytes(), 1.0 * _copied_bytes()) if unit == "GB/s" else (2.0 * TURNS_SIZE**3,)
-
-
-def _copied_bytes() -> int:
+def _copied_bytes(work: float = 0.0) -> int:
     """More than the caches hold, or as much as shows the memory's speed: they are overwritten before each sample, and
-    some virtual machines are told of a cache of 480 MB (there 64 MB to 2 GB were copied at the same 26 GB/s)."""
-    return min(4 * cache_bytes(), MOST_COPIED)
+    some virtual machines are told of a cache of 480 MB (there 64 MB to 2 GB were copied at the same 26 GB/s). For an
+    item of so many bytes no less than that."""
+    count = max(min(4 * cache_bytes(), USUALLY_COPIED), min(int(work), MOST_COPIED))
+    return max(1, count // (4 * READ_WIDTH)) * 4 * READ_WIDTH  # whole rows of the matrix that is read
 
 
 def _gemm(bench: Bench, size: int, dtype: str) -> Built:
