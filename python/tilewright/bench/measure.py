@@ -32,6 +32,9 @@ MODES = ("forward", "backward", "both")
 #: that they are far behind is known by then, and the time is for those that are near.
 LEAST_SAMPLES, FAR_BEHIND = 7, 3.0
 
+#: Of a call that takes seconds: as many as a comparison of two results asks for.
+LEAST_SAMPLES_OF_LONG = 5
+
 Function = Callable[[], Any]
 
 
@@ -248,7 +251,7 @@ def _time(
     while ready:
         try:
             timer = bench.timer(item.cold) if item.by == "device" else bench.wall_timer()
-            samples = 3 if item.long else LEAST_SAMPLES
+            samples = LEAST_SAMPLES_OF_LONG if item.long else LEAST_SAMPLES
             everyone = {**ready, **{n: function for n, (function, _) in roof.items()}}
             device = interleave(everyone, bench.seconds, samples, timer, announce, not item.long, _near)
             wall = device

@@ -257,7 +257,7 @@ def _how_to_read() -> Markup:
         "the ratios of samples that were taken one after the other, with its 95% bootstrap interval; a call is even "
         "where that interval holds 1.",
         "The limit is what this machine did in the same run for a matrix product of the dtype (for results in TFLOP/s) "
-        "or for a copy (GB/s). On a CPU they are timed in turns with the call itself, and for GB/s a sum as well: the "
+        "or for a copy (GB/s). On a CPU they are timed in turns with the call itself, and for GB/s a read as well: the "
         "best that they did counts. Memory is the most that a call "
         "needs beside its inputs.",
         "In a call's picture the thin line is the fastest peer, and the bar reaches from it to tilewright, which is "
