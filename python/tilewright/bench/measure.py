@@ -298,7 +298,7 @@ def _roofline(item: Item, bench: Bench) -> dict[str, tuple[Function, float]]:
 
 
 def _share(item: Item, result: float, mine: Timing, fastest: float) -> dict[str, float]:
-    """fastest: operations or bytes a second at the best of this item's turns: a limit is reached at the best of moments,
+    """fastest: operations or bytes a second at the best of this item's turns: a limit is reached at the best moment,
     and what disturbs a sample only lowers it. "roofline": what the result would be then; "of_roofline": the share."""
     share = item.limited[1] / mine.p50 / fastest
     return {"roofline": result / share, "of_roofline": share}
