@@ -201,10 +201,15 @@ def test_autocast_keeps_the_residual_in_float32() -> None:
     with torch.no_grad():
         exact = logits(model, given)
         with torch.autocast("cpu", torch.bfloat16):
-            theirs = (logits(model, given) - exact).abs().max()
+            theirs = (logits(model, given) - exact).abs().mean()
             apply_to_bert(model)
-            ours = (logits(model, given) - exact).abs().max()
-    assert ours <= 1.5 * theirs, f"error {ours:.3f} against eager's {theirs:.3f}, by the float32 model"
+            sums = []
+            norm = next(m for name, m in model.named_modules() if name.endswith("layer.0.output.LayerNorm"))
+            norm.register_forward_pre_hook(lambda module, args: sums.append(args[0].dtype))
+            ours = (logits(model, given) - exact).abs().mean()
+    assert sums == [torch.float32], "the residual was added in the autocast dtype"
+    # The mean: the largest of a few thousand roundings is chance, half as much again with one rounding moved.
+    assert ours <= 1.1 * theirs, f"mean error {ours:.2e} against eager's {theirs:.2e}, by the float32 model"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
