@@ -66,9 +66,9 @@ struct Workspace {
 };
 
 template <class A>
-StripState<A> state_at(A* memory, int64_t head_dim_v, bool started) {
+StripState<A> state_at(A* memory, int64_t out_rows, bool started) {
   constexpr int lanes = kStripLanes<A>;
-  return {memory, memory + head_dim_v * lanes, memory + (head_dim_v + 1) * lanes, started};
+  return {memory, memory + out_rows * lanes, memory + (out_rows + 1) * lanes, started};
 }
 
 // Strip i of the block over keys [key, key + n), of the tile whose first key is `tile`.

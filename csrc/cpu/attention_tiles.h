@@ -75,13 +75,8 @@ class Operands {
 
   void score(int64_t strip, int, int64_t first, int64_t n, A* scores) const {
     const BFloat16* k = keys_ + first * depth_ * kTileDepth;
-    for (int64_t j = 0; j < n; j += 2 * kTileSide, k += 2 * depth_ * kTileNumbers) {
-      A* const to = scores + j * lanes;
-      if (n - j > kTileSide)
-        multiply_tiles<2>(depth_, k, 2 * kTileNumbers, kTileNumbers, kTileDepth, queries(strip), to, lanes, false);
-      else
-        multiply_tiles<1>(depth_, k, 2 * kTileNumbers, kTileNumbers, kTileDepth, queries(strip), to, lanes, false);
-    }
+    for (int64_t j = 0; j < n; j += 2 * kTileSide, k += 2 * depth_ * kTileNumbers)
+      multiply_tiles(n - j, depth_, k, 2 * kTileNumbers, queries(strip), scores + j * lanes, lanes, false);
   }
 
   void weigh(int vectors, int64_t first, int64_t n, const A* weights, const A* alpha, bool started, A* out) const {
@@ -105,13 +100,9 @@ class Operands {
       }
     const int64_t steps = ceil_div(n, kTileDepth), step = outs_ * kTileNumbers;
     const BFloat16* v = values_ + first / kTileDepth * step;
-    int64_t d = 0;
-    for (; d + 2 <= outs_; d += 2)
-      multiply_tiles<2>(steps, v + d * kTileNumbers, step, kTileNumbers, kTileDepth, weights_,
-                        out + d * kTileSide * lanes, lanes, started);
-    if (d < outs_)
-      multiply_tiles<1>(steps, v + d * kTileNumbers, step, kTileNumbers, kTileDepth, weights_,
-                        out + d * kTileSide * lanes, lanes, started);
+    for (int64_t d = 0; d < outs_; d += 2)
+      multiply_tiles((outs_ - d) * kTileSide, steps, v + d * kTileNumbers, step, weights_, out + d * kTileSide * lanes,
+                     lanes, started);
   }
 
  private:

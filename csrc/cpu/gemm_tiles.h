@@ -43,11 +43,7 @@ void pack_columns(const Operand& m, int64_t row, int64_t rows, int64_t first, in
 // bfloat16 theirs is nothing.
 TW_INLINE void multiply_panels(int64_t rows, int64_t depth, int64_t, const BFloat16* a, const BFloat16* b, float* c,
                                bool accumulate) {
-  constexpr int64_t step = 2 * kTileNumbers, stride = kPanelColumns<float>;
-  if (rows > kTileSide)
-    multiply_tiles<2>(depth / kTileDepth, a, step, kTileNumbers, kTileDepth, b, c, stride, accumulate);
-  else
-    multiply_tiles<1>(depth / kTileDepth, a, step, kTileNumbers, kTileDepth, b, c, stride, accumulate);
+  multiply_tiles(rows, depth / kTileDepth, a, 2 * kTileNumbers, b, c, kPanelColumns<float>, accumulate);
 }
 
 }  // namespace TW_ISA

@@ -37,8 +37,9 @@ bool has_avx512() {
 #endif
 
 #if defined(TW_HAVE_AMX)
-// Leaf 7, edx bits 22 (bfloat16) and 24 (tiles); such processors convert to bfloat16 as well. Linux gives a process the tile registers when it asks for them
-// (arch_prctl, ARCH_REQ_XCOMP_PERM, feature 18), and refuses where it cannot save them.
+// Leaf 7, edx bits 22 (bfloat16) and 24 (tiles); such processors convert to bfloat16 as well. Linux gives a process the
+// tile registers when it asks for them (arch_prctl, ARCH_REQ_XCOMP_PERM, feature 18), and refuses where it cannot save
+// them.
 bool has_amx() {
   unsigned eax, ebx, ecx, edx = 0;
   if (!has_avx512() || !__builtin_cpu_supports("avx512bf16") || __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0)

@@ -59,25 +59,11 @@ TW_INLINE Pairs load_pairs(const float* p, int64_t count) {
 #endif
 }
 
-// The bits of 16 numbers, `count` of which exist, each in the low half of its lane.
-TW_INLINE Pairs load_bits(const BFloat16* p, int64_t count) {
-  vushort v{};
-  if (count >= kTileSide)
-    std::memcpy(&v, p, sizeof v);
-  else
-    std::memcpy(&v, p, static_cast<size_t>(count) * sizeof(BFloat16));
-  return __builtin_convertvector(v, vuint);
+// 16 numbers, `count` of which exist.
+template <class T>
+TW_INLINE vfloat load_numbers(const T* p, int64_t count) {
+  return count >= kTileSide ? load(p) : load_partial(p, static_cast<int>(count));
 }
-TW_INLINE Pairs load_bits(const float* p, int64_t count) {
-  if (count < kTileSide) {
-    alignas(64) float numbers[kTileSide] = {};
-    std::memcpy(numbers, p, static_cast<size_t>(count) * sizeof(float));
-    return __builtin_convertvector(narrow(load(numbers), BFloat16{}), vuint);
-  }
-  return __builtin_convertvector(narrow(load(p), BFloat16{}), vuint);
-}
-TW_INLINE uint32_t bits_of(BFloat16 x) { return x.bits; }
-TW_INLINE uint32_t bits_of(float x) { return to_bfloat16(x).bits; }
 
 TW_INLINE void transpose_pairs(Pairs (&r)[kTileSide]) {
   vfloat f[kTileSide];
@@ -97,12 +83,15 @@ TW_INLINE void pack_tile(const T* src, int64_t row_stride, int64_t depth_stride,
     for (int i = 0; i < min64(rows, kTileSide); ++i) r[i] = load_pairs(src + i * row_stride, depth);
   } else if (row_stride == 1) {
     by_pairs = true;
-    for (int64_t k = 0; k < min64(depth, kTileDepth); ++k)
-      r[k / 2] |= load_bits(src + k * depth_stride, rows) << (k % 2 * 16);
+    for (int64_t k = 0; k < min64(depth, kTileDepth); k += 2) {
+      const T* pair = src + k * depth_stride;
+      r[k / 2] = interleave_pairs(load_numbers(pair, rows),
+                                  k + 1 < depth ? load_numbers(pair + depth_stride, rows) : vfloat{});
+    }
   } else {
     for (int i = 0; i < min64(rows, kTileSide); ++i)
       for (int64_t k = 0; k < min64(depth, kTileDepth); ++k)
-        r[i][k / 2] |= bits_of(src[i * row_stride + k * depth_stride]) << (k % 2 * 16);
+        r[i][k / 2] |= uint32_t{to_bfloat16(to_float(src[i * row_stride + k * depth_stride])).bits} << (k % 2 * 16);
   }
   if (by_pairs != BY_PAIRS) transpose_pairs(r);
   std::memcpy(dst, r, sizeof r);
@@ -132,14 +121,14 @@ class TileScope {
   TW_MEMBER static void barrier() { __asm__ volatile("" ::: "memory"); }
 };
 
-// c (ROWS x 2 tiles, its lines `stride` floats apart) = or += the products of `steps` tiles of depth. Tile i of step s
-// of the first operand begins at a + s * a_step + i * a_tile, and its lines are a_line apart, all in numbers; those of
-// the second are 2 contiguous tiles a step.
+// c (ROWS x 2 tiles, its lines `stride` floats apart) = or += the products of `steps` tiles of depth. The ROWS tiles of
+// a step of the first operand are contiguous and a_step numbers after those of the one before; the second operand is 2
+// contiguous tiles a step.
 template <int ROWS>
-TW_INLINE void multiply_tiles(int64_t steps, const BFloat16* a, int64_t a_step, int64_t a_tile, int64_t a_line,
-                              const BFloat16* b, float* c, int64_t stride, bool accumulate) {
-  const int64_t line = stride * static_cast<int64_t>(sizeof(float)),
-                a_bytes = a_line * static_cast<int64_t>(sizeof(BFloat16));
+TW_INLINE void multiply_tile_rows(int64_t steps, const BFloat16* a, int64_t a_step, const BFloat16* b, float* c,
+                                  int64_t stride, bool accumulate) {
+  constexpr int64_t bytes = kTileDepth * int64_t{sizeof(BFloat16)};  // of an operand's line
+  const int64_t line = stride * static_cast<int64_t>(sizeof(float));
   TileScope::barrier();
   if (accumulate) {
     _tile_loadd(0, c, line);
@@ -157,13 +146,13 @@ TW_INLINE void multiply_tiles(int64_t steps, const BFloat16* a, int64_t a_step, 
     }
   }
   for (int64_t s = 0; s < steps; ++s) {
-    _tile_loadd(6, b, 64);
-    _tile_loadd(4, a, a_bytes);
+    _tile_loadd(6, b, bytes);
+    _tile_loadd(4, a, bytes);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, b + kTileNumbers, 64);
+    _tile_loadd(7, b + kTileNumbers, bytes);
     _tile_dpbf16ps(1, 4, 7);
     if constexpr (ROWS == 2) {
-      _tile_loadd(5, a + a_tile, a_bytes);
+      _tile_loadd(5, a + kTileNumbers, bytes);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
@@ -187,14 +176,14 @@ struct TileScope {
 };
 
 template <int ROWS>
-TW_INLINE void multiply_tiles(int64_t steps, const BFloat16* a, int64_t a_step, int64_t a_tile, int64_t a_line,
-                              const BFloat16* b, float* c, int64_t stride, bool accumulate) {
+TW_INLINE void multiply_tile_rows(int64_t steps, const BFloat16* a, int64_t a_step, const BFloat16* b, float* c,
+                                  int64_t stride, bool accumulate) {
   for (int i = 0; i < ROWS * kTileSide; ++i)
     for (int j = 0; j < 2 * kTileSide; ++j) {
       float sum = accumulate ? c[i * stride + j] : 0.0f;
       for (int64_t k = 0; k < steps * kTileDepth; ++k) {
         const int64_t s = k / kTileDepth, d = k % kTileDepth;
-        const BFloat16 x = a[s * a_step + i / kTileSide * a_tile + i % kTileSide * a_line + d];
+        const BFloat16 x = a[s * a_step + i * kTileDepth + d];
         const BFloat16 y = b[(2 * s + j / kTileSide) * kTileNumbers + d / 2 * kTileDepth + j % kTileSide * 2 + d % 2];
         sum += to_float(x) * to_float(y);
       }
@@ -203,6 +192,15 @@ TW_INLINE void multiply_tiles(int64_t steps, const BFloat16* a, int64_t a_step, 
 }
 
 #endif
+
+// The same for `rows` rows of c, at most two tiles of them; all of the last tile is written.
+TW_INLINE void multiply_tiles(int64_t rows, int64_t steps, const BFloat16* a, int64_t a_step, const BFloat16* b,
+                              float* c, int64_t stride, bool accumulate) {
+  if (rows > kTileSide)
+    multiply_tile_rows<2>(steps, a, a_step, b, c, stride, accumulate);
+  else
+    multiply_tile_rows<1>(steps, a, a_step, b, c, stride, accumulate);
+}
 
 }  // namespace TW_ISA
 }  // namespace tilewright
