@@ -292,18 +292,13 @@ Status attend_as(const AttentionParams& p, int64_t asked_splits) {
 }  // namespace
 
 Status attend(const AttentionParams& p, int64_t splits) {
-#if defined(TW_TILES)
-  return attend_as<float>(p, splits);
-#else
-  return p.dtype == DType::kFloat64 ? attend_as<double>(p, splits) : attend_as<float>(p, splits);
+#if !defined(TW_TILES)
+  if (p.dtype == DType::kFloat64) return attend_as<double>(p, splits);
 #endif
+  return attend_as<float>(p, splits);
 }
 
 Status attention_forward(const AttentionParams& p) {
-#if defined(TW_TILES)
-  // The backward pass computes the scores in vectors; its probabilities need the sums of the very same.
-  if (p.dtype != DType::kBFloat16 || p.row_stats.data != nullptr) return TW_TILES::attention_forward(p);
-#endif
   const Status status = check_attention(p);
   return status == Status::kOk ? attend(p, 0) : status;
 }

@@ -230,11 +230,10 @@ class Backward {
 Status ffn_backward(const FfnParams& p) {
   if (!valid_shape(p)) return Status::kBadShape;
   if (p.dtype == DType::kBool) return Status::kUnsupportedDType;
-#if defined(TW_TILES)
-  return p.dtype == DType::kBFloat16 ? Backward<float>(p).run() : TW_TILES::ffn_backward(p);
-#else
-  return p.dtype == DType::kFloat64 ? Backward<double>(p).run() : Backward<float>(p).run();
+#if !defined(TW_TILES)
+  if (p.dtype == DType::kFloat64) return Backward<double>(p).run();
 #endif
+  return Backward<float>(p).run();
 }
 
 }  // namespace TW_ISA

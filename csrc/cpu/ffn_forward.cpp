@@ -80,11 +80,10 @@ Status run(const FfnParams& p) {
 Status ffn_forward(const FfnParams& p) {
   if (!valid_shape(p)) return Status::kBadShape;
   if (p.dtype == DType::kBool) return Status::kUnsupportedDType;
-#if defined(TW_TILES)
-  return p.dtype == DType::kBFloat16 ? run<float>(p) : TW_TILES::ffn_forward(p);
-#else
-  return p.dtype == DType::kFloat64 ? run<double>(p) : run<float>(p);
+#if !defined(TW_TILES)
+  if (p.dtype == DType::kFloat64) return run<double>(p);
 #endif
+  return run<float>(p);
 }
 
 }  // namespace TW_ISA

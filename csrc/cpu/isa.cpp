@@ -59,17 +59,29 @@ bool has_amx() {
    isa::ffn_forward,             \
    isa::ffn_backward}
 
-// What has no products of bfloat16 is `base`'s.
-#define TW_TILES_TABLE(isa, base, supported) \
-  {#isa,                                     \
-   supported,                                \
-   isa::attention_forward,                   \
-   base::attention_backward,                 \
-   isa::kvcache_attention,                   \
-   base::softmax_forward,                    \
-   base::softmax_backward,                   \
-   isa::ffn_forward,                         \
-   isa::ffn_backward}
+#if defined(TW_HAVE_AMX) || defined(TW_HAVE_TILES)
+// What is computed in tiles: bfloat16, but for attention that a backward pass follows. That computes the scores in
+// vectors, and its probabilities need the sums of the very same.
+bool in_tiles(const FfnParams& p) { return p.dtype == DType::kBFloat16; }
+bool in_tiles(const AttentionParams& p) { return p.dtype == DType::kBFloat16 && p.row_stats.data == nullptr; }
+
+template <class Params, Status (*tiles)(const Params&), Status (*base)(const Params&)>
+Status tiles_or(const Params& p) {
+  return in_tiles(p) ? tiles(p) : base(p);
+}
+#endif
+
+// An instruction set with tiles: everything else is `base`'s.
+#define TW_TILES_TABLE(isa, base, supported)                                   \
+  {#isa,                                                                       \
+   supported,                                                                  \
+   tiles_or<AttentionParams, isa::attention_forward, base::attention_forward>, \
+   base::attention_backward,                                                   \
+   tiles_or<AttentionParams, isa::kvcache_attention, base::kvcache_attention>, \
+   base::softmax_forward,                                                      \
+   base::softmax_backward,                                                     \
+   tiles_or<FfnParams, isa::ffn_forward, base::ffn_forward>,                   \
+   tiles_or<FfnParams, isa::ffn_backward, base::ffn_backward>}
 
 // Best first. "wide" and "tiles" come last: they are only ever asked for by name.
 const CpuKernels kTables[] = {

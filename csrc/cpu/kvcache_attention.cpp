@@ -23,9 +23,6 @@ void append(const AttentionParams& p, const Sequence& s, int64_t kv_head, const 
 }  // namespace
 
 Status kvcache_attention(const AttentionParams& p) {
-#if defined(TW_TILES)
-  if (p.dtype != DType::kBFloat16) return TW_TILES::kvcache_attention(p);
-#endif
   const Status status = check_attention(p);
   if (status != Status::kOk) return status;
   const bool appends = p.k_new.data != nullptr && p.seqlen_new > 0;
