@@ -1,6 +1,6 @@
 """How well the report's ratios repeat: ``python benchmarks/repeat.py A.json B.json ...``.
 
-The files are results of the same code on one machine. A ratio is tilewright's speed over the fastest other's of that run.
+The files are results of the same code on one machine; a ratio is tilewright's speed over the fastest other's of a run.
 """
 
 from __future__ import annotations

@@ -83,6 +83,17 @@ def test_every_instruction_set_passes(isa: str) -> None:
         assert record.status == "passed", f"{isa} {case.id}: {record.problems}"
 
 
+@pytest.mark.usefixtures("restore_isa")
+@pytest.mark.parametrize("isa", _cpu.available_isas())
+def test_the_backward_has_the_scores_of_the_forward_to_the_bit(isa: str) -> None:
+    """The only key of a row has all its weight whatever its score: the gradient is 0, not the scores' rounding."""
+    _cpu.set_isa(isa)
+    q, k, v = (torch.randn(1, 1, s, 109, dtype=torch.bfloat16, requires_grad=True) for s in (83, 1, 1))
+    out = tw.attention(q, k, v)
+    dq, dk = torch.autograd.grad(out, (q, k), torch.randn_like(out))
+    assert not dq.any() and not dk.any(), f"{isa}: up to {dq.abs().max():.1e}"
+
+
 @pytest.mark.usefixtures("restore_threads")
 @pytest.mark.parametrize("causal", [None, "bottom_right"])
 def test_results_repeat_bitwise_and_threads_change_only_rounding(causal: str | None) -> None:
