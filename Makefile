@@ -9,7 +9,7 @@ USER_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-for-development
 BUILD_SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 PYTHON_SOURCES := $(shell find python triton_kernels -name '*.py' -not -name _build_info.py)
-CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_SOURCES := $(shell find csrc python/tilewright -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench gpu sanitize mutants clean

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 
 from .attention_tile import (
+    block_and_plane,
+    bounded,
     diagonal,
     kept_by_dropout,
     key_range,
@@ -29,15 +31,16 @@ from .math import LOG2E, cast, dot, store
 
 @triton.jit
 def _load_keys(
-    base, box, b, head, first, start, columns, stride, limit, width, table, page_size, stride_page,
+    base, box, b, head, first, start, columns, stride, limit, width, table, page_size, pages, stride_page,
     PAGED: tl.constexpr, CHECK_ROWS: tl.constexpr, CHECK_WIDTH: tl.constexpr, TMA: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """As load_tile; with PAGED, key j is row j % page_size of page table[j // page_size]."""
     if PAGED:
         keys = start + tl.arange(0, BLOCK_N)
         inside = keys < limit
-        page = tl.load(table + keys // page_size, mask=inside, other=0).to(tl.int64)
-        pointers = base + (page * stride_page + (keys % page_size) * stride)[:, None] + columns[None, :]
+        page = bounded(tl.load(table + keys // page_size, mask=inside, other=0), 0, pages - 1).to(tl.int64)
+        row = (keys % page_size).to(tl.int64)
+        pointers = base + (page * stride_page + row * stride)[:, None] + columns[None, :]
         loaded = tl.load(pointers, mask=inside[:, None] & (columns[None, :] < width), other=0.0)
     else:
         loaded = load_tile(
@@ -49,7 +52,7 @@ def _load_keys(
 @triton.jit
 def _attend(
     q, acc, m, total, i, begin, end, keys_base, values_base, k_box, v_box, box_b, box_head, first_k, mask, slope, plane,
-    stride_ks, stride_vs, stride_kp, stride_vp, stride_mask_q, stride_mask_k, table, page_size,
+    stride_ks, stride_vs, stride_kp, stride_vp, stride_mask_q, stride_mask_k, table, page_size, pages,
     seqlen_q, seqlen_k, shift, left, right, scale, softcap, rng, threshold, head_dim, head_dim_v,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PAGED: tl.constexpr,
     MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
@@ -63,8 +66,8 @@ def _attend(
     for start in tl.range(begin, end, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
         k = _load_keys(
-            keys_base, k_box, box_b, box_head, first_k, start, d, stride_ks, end, head_dim, table, page_size, stride_kp,
-            PAGED, MASKED, CHECK_D, TMA, BLOCK_N,
+            keys_base, k_box, box_b, box_head, first_k, start, d, stride_ks, end, head_dim, table, page_size, pages,
+            stride_kp, PAGED, MASKED, CHECK_D, TMA, BLOCK_N,
         )  # fmt: skip
         s = dot(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32))
         s, _dcap = logits(
@@ -82,19 +85,26 @@ def _attend(
             p = tl.where(kept_by_dropout(rng, i[:, None], start, plane, threshold, q.shape[0], BLOCK_N), p, 0.0)
         v = _load_keys(
             values_base, v_box, box_b, box_head, first_k, start, dv, stride_vs, end, head_dim_v, table, page_size,
-            stride_vp, PAGED, MASKED, CHECK_DV, TMA, BLOCK_N,
+            pages, stride_vp, PAGED, MASKED, CHECK_DV, TMA, BLOCK_N,
         )  # fmt: skip
         acc = dot(cast(p, v.dtype), v, acc * alpha[:, None])
     return acc, m, total
 
 
-@triton.jit
+# Numbers that change from call to call and would only make the compiler work again. (Strides and head dims say how wide
+# loads may be.)
+@triton.jit(
+    do_not_specialize=[
+        "heads", "group", "seqlen_q", "seqlen_k", "total_q", "total_k", "left", "right", "pages", "splits",
+        "stride_slopes_b", "stride_slopes_h", "stride_table",
+    ]
+)  # fmt: skip
 def attention_forward(
     Q, K, V, K_BOX, V_BOX, OUT, LSE, STATS, MASK_PTR, SLOPES, SINKS, RNG, CU_Q, CU_K, LENGTHS_K, TABLE, PARTS,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
     stride_ob, stride_oh, stride_os, stride_lb, stride_lh, stride_ls, stride_tb, stride_th,
     stride_mask_b, stride_mask_h, stride_mask_q, stride_mask_k, stride_slopes_b, stride_slopes_h, stride_table,
-    heads, group, seqlen_q, seqlen_k, head_dim, head_dim_v, left, right, page_size, splits,
+    heads, group, seqlen_q, seqlen_k, total_q, total_k, head_dim, head_dim_v, left, right, page_size, pages, splits,
     scale, sign, softcap, threshold, dropout_scale,
     MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TOP_LEFT: tl.constexpr,
@@ -107,17 +117,20 @@ def attention_forward(
 
     scale is positive; with SIGNED q is multiplied by `sign`, which is -1 or 0, first.
 
-    Program (block of rows, sequence and head, split). With PACKED the second axis counts key heads, and row r is query
+    Program (block of rows of a sequence and head, split). With PACKED the head is a key head, and row r is query
     r // group of the group's head r % group. With SPLIT the parts go to PARTS: see attention_decode.merge."""
     NATURAL: tl.constexpr = MASK == "float" or HAS_ALIBI
-    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the last rows first: under a causal bound they take longest
-    plane = tl.program_id(1)
     if PACKED:
         heads_kv = heads // group
+        block, plane, blocks = block_and_plane(seqlen_q * group, BLOCK_M)
         b, kv_head = plane // heads_kv, plane % heads_kv
     else:
+        block, plane, blocks = block_and_plane(seqlen_q, BLOCK_M)
         b, kv_head = plane // heads, plane % heads // group
-    first_q, first_k, seqlen_q, seqlen_k = sequence(b, seqlen_q, seqlen_k, CU_Q, CU_K, LENGTHS_K, VARLEN, CACHE)
+    block = blocks - 1 - block  # the last rows first: under a causal bound they take longest
+    first_q, first_k, seqlen_q, seqlen_k = sequence(
+        b, seqlen_q, seqlen_k, total_q, total_k, CU_Q, CU_K, LENGTHS_K, VARLEN, CACHE
+    )
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     if PACKED:
         i, head = rows // group, kv_head * group + rows % group
@@ -140,7 +153,7 @@ def attention_forward(
         mask = MASK_PTR + b.to(tl.int64) * stride_mask_b + at[1][:, None] * stride_mask_h
     slope = 0.0
     if HAS_ALIBI:
-        slope = tl.load(SLOPES + b * stride_slopes_b + head * stride_slopes_h)[:, None]
+        slope = tl.load(SLOPES + b.to(tl.int64) * stride_slopes_b + at[1] * stride_slopes_h)[:, None]
     dropout_plane = (b * heads + head)[:, None]
 
     shift = diagonal(seqlen_q, seqlen_k, TOP_LEFT)
@@ -149,7 +162,7 @@ def attention_forward(
         # The whole sequence's range is cut, at tile borders: independent of how rows are cut into blocks.
         whole_lo, whole_hi, _lo, _hi = key_range(0, seqlen_q - 1, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
         tiles = tl.cdiv(whole_hi - whole_lo, BLOCK_N)
-        part = tl.program_id(2)
+        part = tl.program_id(1)
         lo = tl.maximum(lo, whole_lo + tiles * part // splits * BLOCK_N)
         hi = tl.minimum(hi, whole_lo + tiles * (part + 1) // splits * BLOCK_N)
     begin_whole, end_whole = whole_tiles(lo, hi, lo_all, hi_all, BLOCK_N, HAS_LEFT)
@@ -159,7 +172,7 @@ def attention_forward(
     total = tl.zeros([BLOCK_M], tl.float32)
     if PAGED:
         keys, values = K + kv_head.to(tl.int64) * stride_kh, V + kv_head.to(tl.int64) * stride_vh
-        table = TABLE + b * stride_table
+        table = TABLE + b.to(tl.int64) * stride_table
     else:
         keys = K + batch * stride_kb + kv_head.to(tl.int64) * stride_kh + first_k * stride_ks
         values = V + batch * stride_vb + kv_head.to(tl.int64) * stride_vh + first_k * stride_vs
@@ -171,7 +184,7 @@ def attention_forward(
         acc, m, total = _attend(
             q, acc, m, total, i, begin, end, keys, values, K_BOX, V_BOX, batch.to(tl.int32), kv_head,
             first_k.to(tl.int32), mask, slope, dropout_plane,
-            stride_ks, stride_vs, stride_kb, stride_vb, stride_mask_q, stride_mask_k, table, page_size,
+            stride_ks, stride_vs, stride_kb, stride_vb, stride_mask_q, stride_mask_k, table, page_size, pages,
             seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold, head_dim, head_dim_v,
             BLOCK_N, BLOCK_D, BLOCK_DV, PAGED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
             CHECK_D, CHECK_DV, TMA and (part == 1 or not (VARLEN or CACHE)), part != 1,
@@ -179,7 +192,7 @@ def attention_forward(
 
     if SPLIT:
         # [sequence and head][split][row][Dv + 2]: O, the maximum as a natural logarithm, the sum.
-        number = (plane.to(tl.int64) * splits + tl.program_id(2)) * tl.num_programs(0) * BLOCK_M
+        number = (plane.to(tl.int64) * splits + tl.program_id(1)) * blocks * BLOCK_M
         out = PARTS + (number + rows) * (head_dim_v + 2)
         tl.store(out[:, None] + dv[None, :], acc, mask=used[:, None] & (dv[None, :] < head_dim_v))
         tl.store(out + head_dim_v, natural_log(m, NATURAL), mask=used)

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from .attention_tile import (
+    block_and_plane,
     diagonal,
     kept_by_dropout,
     key_range,
@@ -93,14 +94,19 @@ def rows_against_keys(
     return k, ds, tl.reshape(delta, [q.shape[0]])
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "heads", "group", "seqlen_q", "seqlen_k", "total_q", "total_k", "left", "right", "stride_slopes_b",
+        "stride_slopes_h",
+    ]
+)  # fmt: skip  # see attention_forward
 def attention_backward_rows(
     Q, K, V, K_BOX, V_BOX, OUT, DOUT, DLSE, STATS, TERMS, DQ, MASK_PTR, SLOPES, RNG, CU_Q, CU_K,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
     stride_ob, stride_oh, stride_os, stride_db, stride_dh, stride_ds, stride_gb, stride_gh, stride_gs,
     stride_lb, stride_lh, stride_ls, stride_tb, stride_th, stride_eb, stride_eh,
     stride_mask_b, stride_mask_h, stride_mask_q, stride_mask_k, stride_slopes_b, stride_slopes_h,
-    heads, group, seqlen_q, seqlen_k, head_dim, head_dim_v, left, right,
+    heads, group, seqlen_q, seqlen_k, total_q, total_k, head_dim, head_dim_v, left, right,
     scale, sign, softcap, threshold, dropout_scale,
     MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TOP_LEFT: tl.constexpr, VARLEN: tl.constexpr,
@@ -111,10 +117,13 @@ def attention_backward_rows(
     """dQ, and the rows' maximum, 1 / sum and delta to TERMS, (..., rows, 4). Strides: d dOut, g dQ, l dlse, t the
     statistics, e TERMS. TMA as in attention_forward.
 
-    Program (block of rows, sequence and head)."""
-    block, plane = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
+    Program (block of rows of a sequence and head)."""
+    block, plane, blocks = block_and_plane(seqlen_q, BLOCK_M)
+    block = blocks - 1 - block
     b, head = plane // heads, plane % heads
-    first_q, first_k, seqlen_q, seqlen_k = sequence(b, seqlen_q, seqlen_k, CU_Q, CU_K, CU_K, VARLEN, False)
+    first_q, first_k, seqlen_q, seqlen_k = sequence(
+        b, seqlen_q, seqlen_k, total_q, total_k, CU_Q, CU_K, CU_K, VARLEN, False
+    )
     first, last = block * BLOCK_M, tl.minimum(block * BLOCK_M + BLOCK_M, seqlen_q) - 1
     if first >= seqlen_q:
         return
@@ -148,7 +157,7 @@ def attention_backward_rows(
         mask = MASK_PTR + b.to(tl.int64) * stride_mask_b + h * stride_mask_h
     slope = 0.0
     if HAS_ALIBI:
-        slope = tl.load(SLOPES + b * stride_slopes_b + head * stride_slopes_h)
+        slope = tl.load(SLOPES + b.to(tl.int64) * stride_slopes_b + h * stride_slopes_h)
     keys = K + batch * stride_kb + kv_head * stride_kh + first_k * stride_ks
     values = V + batch * stride_vb + kv_head * stride_vh + first_k * stride_vs
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -187,14 +196,19 @@ def attention_backward_rows(
         store(rows[:, None] + d[None, :], dq * scale, inside)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "heads", "group", "seqlen_q", "seqlen_k", "total_q", "total_k", "left", "right", "stride_slopes_b",
+        "stride_slopes_h",
+    ]
+)  # fmt: skip  # see attention_forward
 def attention_backward_keys(
     Q, K, V, Q_BOX, DOUT_BOX, DOUT, TERMS, DK, DV, MASK_PTR, SLOPES, RNG, CU_Q, CU_K,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
     stride_db, stride_dh, stride_ds, stride_gkb, stride_gkh, stride_gks, stride_gvb, stride_gvh, stride_gvs,
     stride_eb, stride_eh,
     stride_mask_b, stride_mask_h, stride_mask_q, stride_mask_k, stride_slopes_b, stride_slopes_h,
-    heads, group, seqlen_q, seqlen_k, head_dim, head_dim_v, left, right,
+    heads, group, seqlen_q, seqlen_k, total_q, total_k, head_dim, head_dim_v, left, right,
     scale, sign, softcap, threshold, dropout_scale,
     MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TOP_LEFT: tl.constexpr, VARLEN: tl.constexpr,
@@ -202,11 +216,14 @@ def attention_backward_keys(
     CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV, summed over the query heads of a group, on transposed tiles [keys, rows]. Program (block of keys,
-    sequence and key head)."""
-    block, heads_kv = tl.program_id(0), heads // group
-    b, kv_head = tl.program_id(1) // heads_kv, tl.program_id(1) % heads_kv
-    first_q, first_k, seqlen_q, seqlen_k = sequence(b, seqlen_q, seqlen_k, CU_Q, CU_K, CU_K, VARLEN, False)
+    """dK and dV, summed over the query heads of a group, on transposed tiles [keys, rows]. Program (block of keys
+    of a sequence and key head)."""
+    heads_kv = heads // group
+    block, plane, _blocks = block_and_plane(seqlen_k, BLOCK_N)
+    b, kv_head = plane // heads_kv, plane % heads_kv
+    first_q, first_k, seqlen_q, seqlen_k = sequence(
+        b, seqlen_q, seqlen_k, total_q, total_k, CU_Q, CU_K, CU_K, VARLEN, False
+    )
     first, last = block * BLOCK_N, tl.minimum(block * BLOCK_N + BLOCK_N, seqlen_k) - 1
     if first >= seqlen_k:
         return
@@ -237,7 +254,7 @@ def attention_backward_keys(
             mask = MASK_PTR + b.to(tl.int64) * stride_mask_b + h * stride_mask_h
         slope = 0.0
         if HAS_ALIBI:
-            slope = tl.load(SLOPES + b * stride_slopes_b + head * stride_slopes_h)
+            slope = tl.load(SLOPES + b.to(tl.int64) * stride_slopes_b + h * stride_slopes_h)
         # Tiles that the causal bound cuts, whole ones, and those that the window or the length cuts.
         for part in tl.static_range(0 if HAS_RIGHT else 1, 3):
             begin = lo if part == 0 else (begin_whole if part == 1 else end_whole)

@@ -10,17 +10,23 @@ import triton
 import triton.language as tl
 
 from .attention_backward import rows_against_keys
-from .attention_tile import diagonal, key_range, load_rows, load_terms, sequence
+from .attention_tile import block_and_plane, diagonal, key_range, load_rows, load_terms, sequence
 from .math import cast, wide
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "batches", "heads", "group", "mask_heads", "mask_q", "mask_k", "seqlen_q", "seqlen_k", "total_q", "total_k",
+        "left", "right", "stride_slopes_b", "stride_slopes_h",
+    ]
+)  # fmt: skip  # see attention_forward
 def attention_backward_mask(
     Q, K, V, DOUT, TERMS, DMASK, MASK_PTR, SLOPES, RNG, CU_Q, CU_K,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
     stride_db, stride_dh, stride_ds, stride_eb, stride_eh,
     stride_mask_b, stride_mask_h, stride_mask_q, stride_mask_k, stride_slopes_b, stride_slopes_h,
-    batches, heads, group, mask_heads, mask_q, mask_k, seqlen_q, seqlen_k, head_dim, head_dim_v, left, right,
+    batches, heads, group, mask_heads, mask_q, mask_k, seqlen_q, seqlen_k, total_q, total_k, head_dim, head_dim_v,
+    left, right,
     scale, sign, softcap, threshold, dropout_scale,
     HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TOP_LEFT: tl.constexpr, VARLEN: tl.constexpr,
@@ -30,9 +36,11 @@ def attention_backward_mask(
 ):  # fmt: skip
     """ALL_*: the mask is broadcast along it. DMASK is contiguous.
 
-    Program (tile of keys, tile of queries, mask plane).
+    Program (tile of keys, tile of queries of a mask plane).
     """
-    plane = tl.program_id(2)
+    tile_k, row_of_tiles, _tiles = block_and_plane(mask_k, BLOCK_N)
+    tiles_q = tl.cdiv(mask_q, BLOCK_M)
+    tile_q, plane = row_of_tiles % tiles_q, row_of_tiles // tiles_q
     b_begin, b_end = plane // mask_heads, plane // mask_heads + 1
     if ALL_BATCHES:
         b_begin, b_end = 0, batches
@@ -42,15 +50,17 @@ def attention_backward_mask(
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for b in tl.range(b_begin, b_end):
-        first_q, first_k, len_q, len_k = sequence(b, seqlen_q, seqlen_k, CU_Q, CU_K, CU_K, VARLEN, False)
+        first_q, first_k, len_q, len_k = sequence(
+            b, seqlen_q, seqlen_k, total_q, total_k, CU_Q, CU_K, CU_K, VARLEN, False
+        )
         batch = wide(b)
         if VARLEN:
             batch = batch * 0
         shift = diagonal(len_q, len_k, TOP_LEFT)
-        q_begin, q_end = tl.program_id(1) * BLOCK_M, tl.minimum(tl.program_id(1) * BLOCK_M + 1, len_q)
+        q_begin, q_end = tile_q * BLOCK_M, tl.minimum(tile_q * BLOCK_M + 1, len_q)
         if ALL_QUERIES:
             q_begin, q_end = 0, len_q
-        k_begin, k_end = tl.program_id(0) * BLOCK_N, tl.minimum(tl.program_id(0) * BLOCK_N + 1, len_k)
+        k_begin, k_end = tile_k * BLOCK_N, tl.minimum(tile_k * BLOCK_N + 1, len_k)
         if ALL_KEYS:
             k_begin, k_end = 0, len_k
         for head in tl.range(h_begin, h_end):
@@ -60,7 +70,7 @@ def attention_backward_mask(
             mask = MASK_PTR + wide(b) * stride_mask_b + h * stride_mask_h
             slope = 0.0
             if HAS_ALIBI:
-                slope = tl.load(SLOPES + b * stride_slopes_b + head * stride_slopes_h)
+                slope = tl.load(SLOPES + wide(b) * stride_slopes_b + h * stride_slopes_h)
             for q_start in tl.range(q_begin, q_end, BLOCK_M):
                 i = q_start + tl.arange(0, BLOCK_M)
                 terms = TERMS + batch * stride_eb + h * stride_eh + first_q * 4
@@ -86,8 +96,8 @@ def attention_backward_mask(
                         )  # fmt: skip
                         total += ds
     base = DMASK + plane.to(tl.int64) * mask_q * mask_k
-    i = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    i = tile_q * BLOCK_M + tl.arange(0, BLOCK_M)
+    j = tile_k * BLOCK_N + tl.arange(0, BLOCK_N)
     if ALL_QUERIES and ALL_KEYS:
         tl.store(base, tl.sum(tl.sum(total, 1), 0))
     elif ALL_QUERIES:

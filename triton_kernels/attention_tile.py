@@ -13,19 +13,48 @@ from .math import LN2, LOG2E, multiply_add, philox_kept, tanh, tanh_derivative, 
 
 
 @triton.jit
-def sequence(b, seqlen_q, seqlen_k, cu_q, cu_k, lengths_k, VARLEN: tl.constexpr, CACHE: tl.constexpr):
-    """First row, first key, number of rows and of keys of sequence b."""
+def block_and_plane(rows, BLOCK: tl.constexpr):
+    """This program's block of a plane's rows, its plane (a sequence and head), and the number of blocks of a plane.
+
+    All are counted by the grid's x, which has room for 2^31 - 1 programs: y and z end at 65535.
+    """
+    blocks = tl.cdiv(rows, BLOCK)
+    return tl.program_id(0) % blocks, tl.program_id(0) // blocks, blocks
+
+
+@triton.jit
+def bounded(n, least, most):
+    """A number from memory that no host has checked, cut down to [least, most]."""
+    return tl.minimum(tl.maximum(n, least), most)
+
+
+@triton.jit
+def packed_rows(boundaries, b, longest, total):
+    """First row (int64) and number of rows of packed sequence b: within `total` rows, and at most `longest`, which
+    masks and grids are made for, whatever the boundaries hold."""
+    first = bounded(tl.load(boundaries + b), 0, total)
+    end = bounded(tl.load(boundaries + b + 1), 0, total)
+    return first.to(tl.int64), bounded(end - first, 0, longest).to(tl.int32)
+
+
+@triton.jit
+def sequence(
+    b, seqlen_q, seqlen_k, total_q, total_k, cu_q, cu_k, lengths_k, VARLEN: tl.constexpr, CACHE: tl.constexpr
+):  # fmt: skip
+    """First row, first key, number of rows and of keys of sequence b.
+
+    seqlen_q and seqlen_k: of every sequence, or the longest of packed ones, or the cache's capacity. total_q, total_k:
+    rows of the packed tensors.
+    """
     first_q = wide(0)
     first_k = wide(0)
     seqlen_q = wide(seqlen_q).to(tl.int32)
     seqlen_k = wide(seqlen_k).to(tl.int32)
     if VARLEN:
-        first_q = tl.load(cu_q + b).to(tl.int64)
-        first_k = tl.load(cu_k + b).to(tl.int64)
-        seqlen_q = (tl.load(cu_q + b + 1) - first_q).to(tl.int32)
-        seqlen_k = (tl.load(cu_k + b + 1) - first_k).to(tl.int32)
+        first_q, seqlen_q = packed_rows(cu_q, b, seqlen_q, total_q)
+        first_k, seqlen_k = packed_rows(cu_k, b, seqlen_k, total_k)
     if CACHE:
-        seqlen_k = tl.load(lengths_k + b)
+        seqlen_k = bounded(tl.load(lengths_k + b), 0, seqlen_k)
     return first_q, first_k, seqlen_q, seqlen_k
 
 
@@ -187,7 +216,7 @@ def logits(
             s -= slope * tl.abs(i + shift - j).to(tl.float32)
     if MASK != "":
         inside = (i < seqlen_q) & (j < seqlen_k)
-        found = tl.load(mask + i.to(tl.int64) * stride_mask_q + j * stride_mask_k, mask=inside, other=0)
+        found = tl.load(mask + i.to(tl.int64) * stride_mask_q + j.to(tl.int64) * stride_mask_k, mask=inside, other=0)
         if MASK == "bool":
             s = tl.where(found != 0, s, float("-inf"))
         else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -11,7 +9,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .launch import architecture
 
 
-@functools.cache
 def has_tma(device: torch.device) -> bool:
     return architecture(device) != "sm_80"
 

@@ -32,6 +32,15 @@ _SMALL: dict[str, _Row] = {
     "small_half": _product(16, 16, 256, 4, 4),
     "small_fp32": _product(16, 16, 64, 4, 4),
 }
+
+
+# The same of the hidden gradient, whose depth is not shared among programs: its tiles are twice as wide, since its
+# epilogue has more to do for each.
+def _gradient(half: _Row, fp32: _Row) -> dict[str, _Row]:
+    small = {"small_half": _product(16, 32, 128, 4, 4), "small_fp32": _product(16, 32, 64, 4, 3)}
+    return {"half": half, "fp32": fp32, **small}
+
+
 _ELEMENTWISE: dict[str, dict[str, _Row]] = {
     "ffn_in_parts": {"": _elements(4, 64, 4)},
     "ffn_out_parts": {"": _elements(4, 128, 4)},
@@ -79,10 +88,12 @@ TABLE: dict[str, dict[str, dict[str, _Row]]] = {
         "ffn_hidden_gradient": {
             "": _product(32, 64, 32, 4, 2, 2),
             "half_tma": _product(32, 64, 32, 4, 2, 2, pieces=4),
+            **_small(_product(16, 32, 32, 4, 2)),
         },
         "ffn_hidden_gradient_gated": {
             "": _product(32, 64, 64, 4, 2, 2),
             "half_tma": _product(32, 32, 64, 4, 2, 2, pieces=2),
+            **_small(_product(16, 32, 32, 4, 2)),
         },
         "ffn_product": {
             "": _product(64, 64, 64, 4, 2, 2),
@@ -99,8 +110,8 @@ TABLE: dict[str, dict[str, dict[str, _Row]]] = {
         "ffn_in": {"half": _product(128, 128, 32, 8, 4), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
         "ffn_in_gated": {"half": _product(128, 64, 32, 8, 4), "fp32": _product(64, 32, 16, 4, 3), **_SMALL},
         "ffn_out": {"half": _product(128, 128, 32, 8, 4), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
-        "ffn_hidden_gradient": {"half": _product(128, 64, 32, 8, 4), "fp32": _product(64, 64, 16, 4, 3)},
-        "ffn_hidden_gradient_gated": {"half": _product(128, 64, 32, 8, 4), "fp32": _product(64, 64, 16, 4, 3)},
+        "ffn_hidden_gradient": _gradient(_product(128, 64, 32, 8, 4), _product(64, 64, 16, 4, 3)),
+        "ffn_hidden_gradient_gated": _gradient(_product(128, 64, 32, 8, 4), _product(64, 64, 16, 4, 3)),
         "ffn_product": {
             "half": _product(128, 128, 32, 8, 4),
             "fp32": _product(64, 64, 16, 4, 3),
@@ -115,11 +126,8 @@ TABLE: dict[str, dict[str, dict[str, _Row]]] = {
             "ffn_in": {"half": _product(128, 128, 64, 8, 4), "fp32": _product(128, 64, 32, 8, 3), **_SMALL},
             "ffn_in_gated": {"half": _product(128, 64, 64, 8, 4), "fp32": _product(64, 32, 32, 4, 3), **_SMALL},
             "ffn_out": {"half": _product(128, 128, 64, 8, 4), "fp32": _product(128, 64, 32, 8, 3), **_SMALL},
-            "ffn_hidden_gradient": {
-                "half": _product(128, 128, 32, 8, 6, pieces=2),
-                "fp32": _product(128, 64, 32, 8, 3),
-            },
-            "ffn_hidden_gradient_gated": {"half": _product(128, 64, 64, 8, 4), "fp32": _product(64, 64, 32, 4, 3)},
+            "ffn_hidden_gradient": _gradient(_product(128, 128, 32, 8, 6, pieces=2), _product(128, 64, 32, 8, 3)),
+            "ffn_hidden_gradient_gated": _gradient(_product(128, 64, 64, 8, 4), _product(64, 64, 32, 4, 3)),
             "ffn_product": {"half": _product(128, 256, 64, 8, 3), "fp32": _product(128, 64, 32, 8, 3), **_SMALL},
             **_ELEMENTWISE,
         }
@@ -129,8 +137,8 @@ TABLE: dict[str, dict[str, dict[str, _Row]]] = {
             "ffn_in": {"half": _product(128, 128, 64, 8, 4), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
             "ffn_in_gated": {"half": _product(128, 64, 64, 8, 4), "fp32": _product(64, 32, 16, 4, 3), **_SMALL},
             "ffn_out": {"half": _product(128, 128, 64, 8, 4), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
-            "ffn_hidden_gradient": {"half": _product(128, 64, 64, 8, 4), "fp32": _product(64, 64, 16, 4, 3)},
-            "ffn_hidden_gradient_gated": {"half": _product(128, 64, 64, 8, 4), "fp32": _product(64, 64, 16, 4, 3)},
+            "ffn_hidden_gradient": _gradient(_product(128, 64, 64, 8, 4), _product(64, 64, 16, 4, 3)),
+            "ffn_hidden_gradient_gated": _gradient(_product(128, 64, 64, 8, 4), _product(64, 64, 16, 4, 3)),
             "ffn_product": {"half": _product(128, 256, 64, 8, 3), "fp32": _product(64, 64, 16, 4, 3), **_SMALL},
             **_ELEMENTWISE,
         }

@@ -7,12 +7,15 @@ A configuration is chosen by the kernel's name and a short key of what changes i
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import triton
+
+from tilewright.chips import chip_of
+from tilewright.errors import BackendError
 
 from . import attention_table, ffn_table, softmax_table, user_table
 from .math import INTERPRETED
@@ -49,19 +52,49 @@ def architecture(device: torch.device) -> str:
     """The table that serves ``device``: "interpreter", or the newest architecture that the chip can run."""
     if INTERPRETED:
         return "interpreter"
-    major, minor = torch.cuda.get_device_capability(device)
+    chip = chip_of(device)
     # Smaller chips of a generation (8.6, 8.9, 12.0) have less shared memory than its table was made for.
-    properties: Any = torch.cuda.get_device_properties(device)  # whose stub lacks this field
-    if properties.shared_memory_per_block_optin < 160 * 1024:
+    if chip.shared_bytes < 160 * 1024:
         return "sm_80"
+    major, minor = chip.capability
     fitting = [name for name, capability in ARCHITECTURES.items() if capability <= 10 * major + minor]
     return fitting[-1] if fitting else "sm_80"
 
 
-@functools.cache
 def multiprocessors(device: torch.device) -> int:
     """What work is cut into pieces for; in the interpreter a number with which small tensors are cut as well."""
-    return 4 if INTERPRETED else int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return 4 if INTERPRETED else chip_of(device).multiprocessors
+
+
+#: Of a grid: programs along y, and in all. Triton's launcher multiplies the numbers as 32-bit integers, and launches
+#: nothing where the product overflows.
+_MOST_ALONG_Y, _MOST_PROGRAMS = 65535, 2**31 - 1
+
+
+def grid(x: int, y: int = 1) -> tuple[int, int]:
+    """A launch's grid. What can be large is counted along x."""
+    if y > _MOST_ALONG_Y or x * y > _MOST_PROGRAMS:
+        raise BackendError(
+            f"a grid of {x} x {y} programs is too large: a GPU takes {_MOST_PROGRAMS} in all and {_MOST_ALONG_Y} along "
+            "the second dimension; split the batch"
+        )
+    return x, y
+
+
+F = TypeVar("F", bound=Callable[..., object])
+_keepers: list[Callable[[], None]] = []
+
+
+def keeps_configurations(function: F) -> F:
+    """For a cached function whose results depend on configurations: forget_configurations() empties it."""
+    _keepers.append(function.cache_clear)  # type: ignore[attr-defined]
+    return function
+
+
+def forget_configurations() -> None:
+    """After anything that configurations depend on has changed: the user's table, a trial, the chip."""
+    for forget in _keepers:
+        forget()
 
 
 class Trial:
@@ -76,20 +109,18 @@ _trial: Trial | None = None
 
 @contextmanager
 def trial(kernel: str, key: str, candidate: Config) -> Iterator[Trial]:
-    """Inside, ``kernel`` runs with ``candidate`` for ``key``. For `tilewright tune`, in one thread.
-
-    Whoever keeps configurations has to forget them on entering and leaving.
-    """
+    """Inside, ``kernel`` runs with ``candidate`` for ``key``. For `tilewright tune`, in one thread."""
     global _trial
     _trial = tried = Trial(kernel, key, candidate)
-    config.cache_clear()
+    forget_configurations()
     try:
         yield tried
     finally:
         _trial = None
-        config.cache_clear()
+        forget_configurations()
 
 
+@keeps_configurations
 @functools.cache
 def config(kernel: str, key: str, device: torch.device) -> Config:
     """The configuration of ``kernel`` for ``key`` on ``device``."""
@@ -125,9 +156,10 @@ def known_keys(architecture: str, kernel: str) -> list[str]:
 
 def device_name(device: torch.device) -> str:
     """What a user's table calls it."""
-    return "interpreter" if INTERPRETED else str(torch.cuda.get_device_name(device))
+    return "interpreter" if INTERPRETED else chip_of(device).name
 
 
+@keeps_configurations
 @functools.cache
 def _user_rows(device: torch.device) -> dict[tuple[str, str], user_table.Entry]:
     """The user's table for this device, checked against the built-in one."""
@@ -163,9 +195,3 @@ def _problem(chip: str, kernel: str, key: str, blocks: dict[str, int]) -> str | 
 def user_entries(device: torch.device) -> int:
     """How many entries of the user's table are in force on ``device``. Raises TableError where it cannot be used."""
     return len(_user_rows(device))
-
-
-def forget_user_table() -> None:
-    """Read it again when it is next needed."""
-    _user_rows.cache_clear()
-    config.cache_clear()

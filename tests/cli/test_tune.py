@@ -87,7 +87,7 @@ def test_info_says_which_table_is_in_force(run: Run, tmp_path: Path, monkeypatch
     file, table = tmp_path / "info.json", tmp_path / "tuned.json"
 
     def state() -> dict[str, str]:
-        launch.forget_user_table()
+        launch.forget_configurations()
         result = run("info", "--json", str(file))
         found: dict[str, str] = json.loads(file.read_text())["tuned_table"]
         assert found["state"] in result.out
@@ -100,4 +100,4 @@ def test_info_says_which_table_is_in_force(run: Run, tmp_path: Path, monkeypatch
     table.write_text("broken")
     assert "not usable" in state()["state"] and "not JSON" in state()["state"]
     monkeypatch.undo()
-    launch.forget_user_table()
+    launch.forget_configurations()

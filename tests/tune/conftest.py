@@ -28,12 +28,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: torch.devic
     """Puts a table into force: entries for this device, or the whole content of the file."""
     import triton
 
-    from tilewright.backends import triton_softmax
     from tilewright.triton_kernels import launch
-
-    def forget() -> None:
-        launch.forget_user_table()
-        triton_softmax.plan.cache_clear()
 
     def install(*entries: dict[str, Any], content: Any = None, **section: Any) -> Path:
         path = tmp_path / "tuned.json"
@@ -43,10 +38,10 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: torch.devic
         )
         path.write_text(content if isinstance(content, str) else json.dumps(content))
         monkeypatch.setenv("TILEWRIGHT_TUNED", str(path))
-        forget()
+        launch.forget_configurations()
         return path
 
-    forget()
+    launch.forget_configurations()
     yield install
     monkeypatch.undo()
-    forget()
+    launch.forget_configurations()

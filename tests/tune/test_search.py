@@ -228,7 +228,7 @@ def test_what_is_written_is_in_force_and_says_where_it_comes_from(
     section = table.section([result], device)
     path = install(content={"format": 1, "devices": []})
     user_table.write(path, section)
-    launch.forget_user_table()
+    launch.forget_configurations()
     assert launch.config("softmax_forward", "128", device) == result.after
     assert {"gpu", "triton", "torch", "driver", "tilewright", "date"} <= set(section)
     (entry,) = section["entries"]

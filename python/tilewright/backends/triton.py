@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import chips
+
 MINIMUM = (3, 6)
+#: Of compute capability: asynchronous copies, and products of bfloat16.
+OLDEST_CHIP = (8, 0)
 
 
 @functools.cache
@@ -22,7 +26,7 @@ def unavailable() -> str | None:
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < MINIMUM:
         return f"Triton {triton.__version__} is too old: {MINIMUM[0]}.{MINIMUM[1]} or newer is needed"
-    if not torch.cuda.is_available() and not interpreted():
+    if not torch.cuda.is_available() and not takes_cpu_tensors():
         return (
             "torch sees no CUDA device; with TRITON_INTERPRET=1 in the environment the kernels run on CPU tensors, in "
             "Triton's interpreter, which is slow and meant for checking them"
@@ -40,8 +44,13 @@ def interpreted() -> bool:
     return bool(INTERPRETED)
 
 
+def takes_cpu_tensors() -> bool:
+    """In the interpreter, or where a stand-in for a GPU launches kernels without computing (tilewright.stand_in)."""
+    return chips.stand_in is not None or interpreted()
+
+
 def home() -> str:
-    return "cpu" if interpreted() else "cuda"
+    return "cpu" if takes_cpu_tensors() else "cuda"
 
 
 def on_device(t: Tensor) -> AbstractContextManager[Any]:
@@ -53,10 +62,16 @@ def on_device(t: Tensor) -> AbstractContextManager[Any]:
 
 def unsupported(call: Any) -> str | None:
     first = call[0]
-    if first.is_cpu and not interpreted():
+    if first.is_cpu and not takes_cpu_tensors():
         return "its tensors are on cpu; set TRITON_INTERPRET=1 to run Triton kernels there, in Triton's interpreter"
     if not first.is_cpu and not first.is_cuda:
         return f"its tensors are on {first.device.type}; Triton kernels run on cuda"
+    if first.is_cuda and chips.chip_of(first.device).capability < OLDEST_CHIP:
+        chip = chips.chip_of(first.device)
+        return (
+            f"its tensors are on a {chip.name} of compute capability {'.'.join(map(str, chip.capability))}; Triton "
+            f"kernels need {'.'.join(map(str, OLDEST_CHIP))} or later"
+        )
     if first.dtype == torch.float64:
         return "its tensors are float64; Triton kernels take float32, float16 and bfloat16"
     return None

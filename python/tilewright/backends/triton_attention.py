@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,15 +14,15 @@ from ..ops._dropout import dropout_scale, dropout_threshold
 from ..ops._features import broadcast_strides, unit_last_stride
 from ..ops.attention import OP as ATTENTION_OP
 from ..ops.attention import AttentionCall
+from ..ops.kvcache_attention import MAX_SPLITS, KvcacheAttentionCall, capacity
 from ..ops.kvcache_attention import OP as KVCACHE_OP
-from ..ops.kvcache_attention import KvcacheAttentionCall, capacity
 from ..ops.varlen_attention import OP as VARLEN_OP
 from ..ops.varlen_attention import VarlenAttentionCall
 from ..registry import Implementation
 from ..triton_kernels import attention, attention_backward, attention_decode, attention_mask_gradient
 from ..triton_kernels.attention_table import load_of, table_key
 from ..triton_kernels.descriptor import describable, describe, has_tma
-from ..triton_kernels.launch import Config, config
+from ..triton_kernels.launch import Config, config, grid
 from .triton import on_device, unsupported
 
 #: Up to this many rows (queries times the heads of a group) are packed into one block and their keys split.
@@ -31,6 +31,10 @@ DECODE_ROWS = 64
 TMA_BLOCKS = 2
 #: Programs that splitting aims at, and the fewest keys that a part is worth.
 SPLIT_PROGRAMS, KEYS_PER_SPLIT = 256, 256
+#: Parts that are merged at a time: with 256 columns of values, as many as registers hold.
+MERGED_AT_A_TIME = 16
+#: A window is cut down to this: sums of it and positions then fit into 32 bits, and no sequence is longer.
+WIDEST_WINDOW = 2**30
 
 
 def _features(call: Any) -> dict[str, Any]:
@@ -43,8 +47,8 @@ def _features(call: Any) -> dict[str, Any]:
         "HAS_LEFT": call.window_left >= 0,
         "HAS_RIGHT": call.window_right >= 0 or call.causal is not None,
         "TOP_LEFT": call.causal == "top_left",
-        "left": call.window_left,
-        "right": 0 if call.causal is not None else call.window_right,
+        "left": min(call.window_left, WIDEST_WINDOW),
+        "right": 0 if call.causal is not None else min(call.window_right, WIDEST_WINDOW),
         "scale": abs(call.scale) or 1.0,
         "sign": float((call.scale > 0.0) - (call.scale < 0.0)),
         "SIGNED": call.scale <= 0.0,
@@ -78,17 +82,40 @@ def _config(kernel: str, call: Any, widths: dict[str, Any]) -> Config:
     return config(kernel, table_key(call.q.element_size(), width, load), call.q.device)
 
 
-def _boxes(a: Tensor, b: Tensor, block: int, widths: dict[str, Any], packed_rows: bool) -> tuple[Any, Any]:
-    """For a kernel that loops in blocks over the rows of a and of b, (B, H, S, D) or (total, H, D): their descriptors,
-    or (None, None) where it has to load by pointers. (float32 has to: its products are split, which TMA cannot do.)"""
-    rows = a.shape[0 if packed_rows else 2]
-    if a.element_size() != 2 or rows < TMA_BLOCKS * block:
-        return None, None
-    if not (has_tma(a.device) and describable(a) and describable(b)):
-        return None, None
-    if packed_rows:
-        a, b = a.transpose(0, 1)[None], b.transpose(0, 1)[None]
-    return describe(a, (1, 1, block, widths["BLOCK_D"])), describe(b, (1, 1, block, widths["BLOCK_DV"]))
+class Streamed(NamedTuple):
+    """Two tensors, (B, H, S, D) or (total, H, D), whose rows a kernel's loop reads block by block: the tensors to read,
+    their descriptors for TMA if they are read so, and whether the loop has to leave out columns past their ends."""
+
+    tensors: tuple[Tensor, Tensor]
+    boxes: tuple[Any, Any]
+    checks: tuple[bool, bool]
+
+
+def _streamed(
+    a: Tensor, b: Tensor, block: int, widths: dict[str, Any], packed_rows: bool, *, tma: bool = True
+) -> Streamed:
+    """How to read a (with q's head dim) and b (with v's) in blocks of so many rows. tma: whether the kernel can."""
+    checks = widths["CHECK_D"], widths["CHECK_DV"]
+    if a.element_size() != 2:  # of float32 every element can be copied by itself; TMA cannot split it for products
+        return Streamed((a, b), (None, None), checks)
+    tma = tma and a.shape[0 if packed_rows else 2] >= TMA_BLOCKS * block and has_tma(a.device)
+    if tma and describable(a) and describable(b):
+        rows = [t.transpose(0, 1)[None] if packed_rows else t for t in (a, b)]
+        boxes = (describe(t, (1, 1, block, widths[n])) for t, n in zip(rows, ("BLOCK_D", "BLOCK_DV"), strict=True))
+        return Streamed((a, b), tuple(boxes), checks)
+    read = [_in_pieces(t, widths[n]) for t, n in zip((a, b), ("BLOCK_D", "BLOCK_DV"), strict=True)]
+    return Streamed((read[0], read[1]), (None, None), (checks[0] and read[0] is a, checks[1] and read[1] is b))
+
+
+def _in_pieces(t: Tensor, width: int) -> Tensor:
+    """t, or where its rows cannot be read in pieces of 16 bytes a copy of it with rows of ``width`` elements, zeros at
+    their ends.
+
+    Reads of two bytes cannot be asynchronous. A loop's next tiles would wait in registers, and at head dim 100 the
+    forward kernel for Hopper spilled 226 of them. As the compiler sees it, 16 *elements* are aligned or none.
+    """
+    aligned = t.data_ptr() % 16 == 0 and all(n % 16 == 0 for n in (t.shape[-1], *t.stride()[:-1]))
+    return t if aligned or t.shape[-1] == width else torch.nn.functional.pad(t, (0, width - t.shape[-1]))
 
 
 def _bytes(mask: Tensor | None) -> Tensor | None:
@@ -100,12 +127,22 @@ def _strides(t: Tensor | None, rank: int) -> tuple[int, ...]:
     return (0,) * rank if t is None else broadcast_strides(t)
 
 
+def _batched(t: Tensor) -> tuple[int, ...]:
+    """(batch, head, row) strides of (B, H, S) or (B, H, S, D)."""
+    return t.stride()[:3]
+
+
+def _packed(t: Tensor) -> tuple[int, ...]:
+    """The same of packed (total, H, D), or (H, total)."""
+    return (0, *t.stride()) if t.dim() == 2 else (0, t.stride(1), t.stride(0))
+
+
 def _run_forward(
     call: Any,
-    *,
+    strides: Callable[[Tensor], tuple[int, ...]],
     qkv: tuple[Tensor, Tensor, Tensor],
-    strides: tuple[tuple[int, ...], ...],
     outputs: tuple[Tensor, Tensor, Tensor | None],
+    *,
     batch: int,
     heads: int,
     heads_kv: int,
@@ -119,13 +156,13 @@ def _run_forward(
     table: Tensor | None = None,
     page_size: int = 1,
 ) -> None:
-    """strides: (batch, head, row) of q, k, v, out, lse and row_stats."""
+    """strides(t): (batch, head, row) of q, k, v, lse or their likes."""
     q, k, v = qkv
     out, lse, stats = outputs
     if out.numel() == 0:
         return
     widths = _widths(q.shape[-1], v.shape[-1])
-    group = heads // heads_kv
+    group, varlen = heads // heads_kv, cu_seqlens[0] is not None
     # Few rows: the heads of a group share their keys, and the keys are split.
     decode = seqlen_q * group <= DECODE_ROWS and stats is None
     packed = decode and group > 1
@@ -135,33 +172,37 @@ def _run_forward(
     blocks = triton.cdiv(rows, chosen.blocks["BLOCK_M"])
     if decode and splits == 0:
         splits = min(triton.cdiv(SPLIT_PROGRAMS, blocks * planes), seqlen_k // KEYS_PER_SPLIT)
-    splits = max(1, min(splits, triton.cdiv(seqlen_k, chosen.blocks["BLOCK_N"]))) if decode else 1
+    most = min(MAX_SPLITS, triton.cdiv(seqlen_k, chosen.blocks["BLOCK_N"]))
+    splits = max(1, min(splits, most)) if decode else 1
     rows_padded = blocks * chosen.blocks["BLOCK_M"]
     parts = (
         q.new_empty((planes * splits * rows_padded * (v.shape[-1] + 2),), dtype=torch.float32) if splits > 1 else None
     )
     mask = _bytes(call.mask)
-    boxes = (None, None)
-    if not decode and table is None:
-        boxes = _boxes(k, v, chosen.blocks["BLOCK_N"], widths, cu_seqlens[0] is not None)
-    attention.attention_forward[(blocks, planes, splits)](
-        q, k, v, *boxes, out, lse, stats, mask, call.alibi_slopes, call.sinks, rng, *cu_seqlens, lengths_k, table,
-        parts,
-        *strides[0], *strides[1], *strides[2], *strides[3], *strides[4], *strides[5][:2],
+    # Few rows read keys once, which is what a copy of them would cost; those of a cache stay where they are.
+    read = Streamed((k, v), (None, None), (widths["CHECK_D"], widths["CHECK_DV"]))
+    if not decode and lengths_k is None:
+        read = _streamed(k, v, chosen.blocks["BLOCK_N"], widths, varlen)
+    widths["CHECK_D"], widths["CHECK_DV"] = read.checks
+    attention.attention_forward[grid(blocks * planes, splits)](
+        q, *read.tensors, *read.boxes, out, lse, stats, mask, call.alibi_slopes, call.sinks, rng, *cu_seqlens,
+        lengths_k, table, parts,
+        *strides(q), *strides(read.tensors[0]), *strides(read.tensors[1]), *strides(out), *strides(lse),
+        *((0, 0) if stats is None else strides(stats[..., 0])[:2]),
         *_strides(mask, 4), *_strides(call.alibi_slopes, 2),
         0 if table is None else table.stride(0),
-        heads, group, seqlen_q, seqlen_k,
-        page_size=page_size, splits=splits, threshold=dropout_threshold(dropout_p),
+        heads, group, seqlen_q, seqlen_k, q.shape[0], k.shape[0],
+        page_size=page_size, pages=k.shape[0], splits=splits, threshold=dropout_threshold(dropout_p),
         dropout_scale=dropout_scale(dropout_p),
-        HAS_SINKS=call.sinks is not None, HAS_DROPOUT=rng is not None, VARLEN=cu_seqlens[0] is not None,
+        HAS_SINKS=call.sinks is not None, HAS_DROPOUT=rng is not None, VARLEN=varlen,
         CACHE=lengths_k is not None, PAGED=table is not None, PACKED=packed, SPLIT=splits > 1,
-        HAS_STATS=stats is not None, TMA=boxes[0] is not None, **_features(call), **widths, **chosen.options,
+        HAS_STATS=stats is not None, TMA=read.boxes[0] is not None, **_features(call), **widths, **chosen.options,
     )  # fmt: skip
     if splits > 1:
-        attention_decode.merge[(seqlen_q, batch * heads)](
-            parts, out, lse, call.sinks, *strides[3], *strides[4], heads, group, seqlen_q, v.shape[-1], splits,
+        attention_decode.merge[grid(seqlen_q * batch * heads)](
+            parts, out, lse, call.sinks, *strides(out), *strides(lse), heads, group, seqlen_q, v.shape[-1], splits,
             rows_padded, HAS_SINKS=call.sinks is not None, PACKED=packed, BLOCK_DV=widths["BLOCK_DV"],
-            BLOCK_SPLITS=triton.next_power_of_2(splits),
+            BLOCK_SPLITS=MERGED_AT_A_TIME,
         )  # fmt: skip
 
 
@@ -170,9 +211,9 @@ def _attention_forward(call: AttentionCall) -> tuple[Tensor, ...]:
     batch, heads, seqlen_q, _ = call.q.shape
     _run_forward(
         call,
-        qkv=(call.q, call.k, call.v),
-        strides=tuple(t.stride()[:3] for t in (call.q, call.k, call.v, out, lse, stats)),
-        outputs=(out, lse, stats if call.keep_stats else None),
+        _batched,
+        (call.q, call.k, call.v),
+        (out, lse, stats if call.keep_stats else None),
         batch=batch,
         heads=heads,
         heads_kv=call.k.shape[1],
@@ -185,22 +226,13 @@ def _attention_forward(call: AttentionCall) -> tuple[Tensor, ...]:
     return out, lse, stats
 
 
-def _rows_first(t: Tensor) -> tuple[int, ...]:
-    """(batch, head, row) strides of a packed (total, H, D)."""
-    return 0, t.stride(1), t.stride(0)
-
-
 def _varlen_forward(call: VarlenAttentionCall) -> tuple[Tensor, ...]:
     out, lse, stats = VARLEN_OP.allocate(call)
     _run_forward(
         call,
-        qkv=(call.q, call.k, call.v),
-        strides=(
-            *(_rows_first(t) for t in (call.q, call.k, call.v, out)),
-            (0, *lse.stride()),
-            (0, *stats.stride()[:2]),
-        ),
-        outputs=(out, lse, stats if call.keep_stats else None),
+        _packed,
+        (call.q, call.k, call.v),
+        (out, lse, stats if call.keep_stats else None),
         batch=call.cu_seqlens_q.shape[0] - 1,
         heads=call.q.shape[1],
         heads_kv=call.k.shape[1],
@@ -218,20 +250,23 @@ def _kvcache_forward(call: KvcacheAttentionCall) -> tuple[Tensor, ...]:
     lengths = call.cache_seqlens
     caches = (call.k_cache, call.v_cache)
     page_size = call.k_cache.shape[2]
+    # Of no pages at all nothing can be read or written, whatever a table names.
+    longest = capacity(call) if call.k_cache.shape[0] > 0 else 0
     if call.k is not None and call.v is not None and call.k.numel() + call.v.numel() > 0:
         lengths = lengths + call.k.shape[2]
-        _append(call, lengths, page_size)
+        if longest > 0:
+            _append(call, lengths, longest, page_size)
     batch, heads, seqlen_q, _ = call.q.shape
     _run_forward(
         call,
-        qkv=(call.q, *caches),
-        strides=(*(t.stride()[:3] for t in (call.q, *caches, out, lse)), (0, 0, 0)),
-        outputs=(out, lse, None),
+        _batched,
+        (call.q, *caches),
+        (out, lse, None),
         batch=batch,
         heads=heads,
         heads_kv=call.k_cache.shape[1],
         seqlen_q=seqlen_q,
-        seqlen_k=capacity(call),
+        seqlen_k=longest,
         splits=call.num_splits,
         lengths_k=lengths,
         table=call.block_table,
@@ -240,17 +275,17 @@ def _kvcache_forward(call: KvcacheAttentionCall) -> tuple[Tensor, ...]:
     return out, lse
 
 
-def _append(call: KvcacheAttentionCall, lengths: Tensor, page_size: int) -> None:
+def _append(call: KvcacheAttentionCall, lengths: Tensor, longest: int, page_size: int) -> None:
     assert call.k is not None
     assert call.v is not None
     widths = _widths(call.k.shape[-1], call.v.shape[-1])
     batch, heads_kv, new, _ = call.k.shape
     block = min(triton.next_power_of_2(new), 16)
-    attention_decode.append[(triton.cdiv(new, block), batch * heads_kv)](
+    attention_decode.append[grid(triton.cdiv(new, block) * batch * heads_kv)](
         call.k, call.v, call.k_cache, call.v_cache, lengths, call.block_table,
         *call.k_cache.stride()[:3], *call.v_cache.stride()[:3], *call.k.stride()[:3], *call.v.stride()[:3],
         0 if call.block_table is None else call.block_table.stride(0),
-        heads_kv, new, call.k.shape[-1], call.v.shape[-1], page_size,
+        heads_kv, new, call.k.shape[-1], call.v.shape[-1], longest, page_size, call.k_cache.shape[0],
         PAGED=call.block_table is not None, BLOCK_D=widths["BLOCK_D"], BLOCK_DV=widths["BLOCK_DV"], BLOCK_S=block,
     )  # fmt: skip
 
@@ -292,27 +327,32 @@ def _run_backward(
         **widths,
     }
     options = (*_strides(mask, 4), *_strides(call.alibi_slopes, 2))
-    sizes = (heads, heads // heads_kv, seqlen_q, seqlen_k)
+    sizes = (seqlen_q, seqlen_k, q.shape[0], k.shape[0])
     varlen = cu_seqlens[0] is not None
     chosen = _config("attention_backward_rows", call, widths)
-    boxes = _boxes(k, v, chosen.blocks["BLOCK_N"], widths, varlen)
-    attention_backward.attention_backward_rows[(triton.cdiv(seqlen_q, chosen.blocks["BLOCK_M"]), batch * heads)](
-        q, k, v, *boxes, out, dout, dlse, stats, terms, dq, mask, call.alibi_slopes, call.rng, *cu_seqlens,
-        *strides(q), *strides(k), *strides(v), *strides(out), *strides(dout),
+    keys = _streamed(k, v, chosen.blocks["BLOCK_N"], widths, varlen)
+    shared["CHECK_D"], shared["CHECK_DV"] = keys.checks
+    blocks = triton.cdiv(seqlen_q, chosen.blocks["BLOCK_M"])
+    attention_backward.attention_backward_rows[grid(blocks * batch * heads)](
+        q, *keys.tensors, *keys.boxes, out, dout, dlse, stats, terms, dq, mask, call.alibi_slopes, call.rng,
+        *cu_seqlens,
+        *strides(q), *strides(keys.tensors[0]), *strides(keys.tensors[1]), *strides(out), *strides(dout),
         *((0, 0, 0) if dq is None else strides(dq)),
         *((0, 0, 0) if dlse is None else strides(dlse)), *strides(stats[..., 0])[:2], *strides(terms[..., 0])[:2],
-        *options, *sizes,
-        HAS_DLSE=dlse is not None, WANT_DQ=dq is not None, TMA=boxes[0] is not None, **shared, **chosen.options,
+        *options, heads, heads // heads_kv, *sizes,
+        HAS_DLSE=dlse is not None, WANT_DQ=dq is not None, TMA=keys.boxes[0] is not None, **shared, **chosen.options,
     )  # fmt: skip
     if (dk is not None or dv is not None) and seqlen_k > 0:
         chosen = _config("attention_backward_keys", call, widths)
-        boxes = _boxes(q, dout, chosen.blocks["BLOCK_M"], widths, varlen)
-        attention_backward.attention_backward_keys[(triton.cdiv(seqlen_k, chosen.blocks["BLOCK_N"]), batch * heads_kv)](
-            q, k, v, *boxes, dout, terms, dk, dv, mask, call.alibi_slopes, call.rng, *cu_seqlens,
-            *strides(q), *strides(k), *strides(v), *strides(dout),
+        rows = _streamed(q, dout, chosen.blocks["BLOCK_M"], widths, varlen)
+        shared["CHECK_D"], shared["CHECK_DV"] = rows.checks
+        blocks = triton.cdiv(seqlen_k, chosen.blocks["BLOCK_N"])
+        attention_backward.attention_backward_keys[grid(blocks * batch * heads_kv)](
+            rows.tensors[0], k, v, *rows.boxes, rows.tensors[1], terms, dk, dv, mask, call.alibi_slopes, call.rng,
+            *cu_seqlens, *strides(rows.tensors[0]), *strides(k), *strides(v), *strides(rows.tensors[1]),
             *((0, 0, 0) if dk is None else strides(dk)), *((0, 0, 0) if dv is None else strides(dv)),
-            *strides(terms[..., 0])[:2], *options, *sizes,
-            WANT_DK=dk is not None, WANT_DV=dv is not None, TMA=boxes[0] is not None, **shared, **chosen.options,
+            *strides(terms[..., 0])[:2], *options, heads, heads // heads_kv, *sizes,
+            WANT_DK=dk is not None, WANT_DV=dv is not None, TMA=rows.boxes[0] is not None, **shared, **chosen.options,
         )  # fmt: skip
     dmask = dsinks = None
     if wanted[3]:
@@ -321,11 +361,14 @@ def _run_backward(
         del shared["MASK"]
         chosen = _config("attention_backward_mask", call, widths)
         mb, mh, mq, mk = mask.shape
-        tiles_k, tiles_q = triton.cdiv(mk, chosen.blocks["BLOCK_N"]), triton.cdiv(mq, chosen.blocks["BLOCK_M"])
-        attention_mask_gradient.attention_backward_mask[(tiles_k, tiles_q, mb * mh)](
-            q, k, v, dout, terms, dmask, mask, call.alibi_slopes, call.rng, *cu_seqlens,
-            *strides(q), *strides(k), *strides(v), *strides(dout), *strides(terms[..., 0])[:2], *options,
-            batch, heads, heads // heads_kv, mh, mq, mk, seqlen_q, seqlen_k,
+        tiles = triton.cdiv(mk, chosen.blocks["BLOCK_N"]) * triton.cdiv(mq, chosen.blocks["BLOCK_M"])
+        keys = _streamed(k, v, chosen.blocks["BLOCK_N"], widths, varlen, tma=False)
+        shared["CHECK_D"], shared["CHECK_DV"] = keys.checks
+        attention_mask_gradient.attention_backward_mask[grid(tiles * mb * mh)](
+            q, *keys.tensors, dout, terms, dmask, mask, call.alibi_slopes, call.rng, *cu_seqlens,
+            *strides(q), *strides(keys.tensors[0]), *strides(keys.tensors[1]), *strides(dout),
+            *strides(terms[..., 0])[:2], *options,
+            batch, heads, heads // heads_kv, mh, mq, mk, *sizes,
             ALL_BATCHES=mb == 1 and batch > 1, ALL_HEADS=mh == 1 and heads > 1,
             ALL_QUERIES=mq == 1, ALL_KEYS=mk == 1, **shared, **chosen.options,
         )  # fmt: skip
@@ -350,7 +393,7 @@ def _attention_backward(call: AttentionCall, outputs: Any, grads: Any, wanted: A
     return _run_backward(
         call,
         ATTENTION_OP,
-        lambda t: t.stride()[:3],
+        _batched,
         outputs,
         grads,
         wanted,
@@ -363,14 +406,10 @@ def _attention_backward(call: AttentionCall, outputs: Any, grads: Any, wanted: A
 
 
 def _varlen_backward(call: VarlenAttentionCall, outputs: Any, grads: Any, wanted: Any) -> tuple[Tensor | None, ...]:
-    def strides(t: Tensor) -> tuple[int, ...]:
-        # q, k, v and their likes are (total, H, D), lse and the like (H, total).
-        return (0, *t.stride()) if t.dim() == 2 else _rows_first(t)
-
     return _run_backward(
         call,
         VARLEN_OP,
-        strides,
+        _packed,
         outputs,
         grads,
         wanted,

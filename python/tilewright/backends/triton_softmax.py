@@ -18,7 +18,7 @@ from ..ops._features import broadcast_strides
 from ..ops.softmax import SoftmaxCall, causal_shift
 from ..registry import Implementation
 from ..triton_kernels import softmax as kernels
-from ..triton_kernels.launch import config, multiprocessors
+from ..triton_kernels.launch import config, keeps_configurations, multiprocessors
 from ..triton_kernels.softmax_table import WIDEST
 from .triton import on_device, unsupported
 
@@ -82,6 +82,7 @@ def _span(shape: Ints, strides: Ints) -> int:
     return sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
 
 
+@keeps_configurations  # type: ignore[untyped-decorator] # its module has no types for mypy
 @functools.lru_cache(maxsize=4096)
 def plan(name: str, shape: Ints, dim: int, strides: tuple[Ints, ...], causal: bool, device: torch.device) -> Plan:
     """For tensors of this shape with these strides. name: "softmax_forward" or "softmax_backward"."""

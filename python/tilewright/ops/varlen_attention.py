@@ -55,11 +55,10 @@ def cost(call: VarlenAttentionCall) -> Cost:
         pairs(nq, nk, call.causal, call.window_left, call.window_right)
         for nq, nk in zip(lengths_q, lengths_k, strict=True)
     )
-    out, lse = call.q.shape[0] * heads * head_dim_v * call.q.element_size(), 4 * heads * call.q.shape[0]
-    moved = (
-        tensor_bytes(call.q, call.k, call.v, call.mask, call.sinks, call.cu_seqlens_q, call.cu_seqlens_k) + out + lse
-    )
-    return Cost(2 * heads * kept * (head_dim + head_dim_v), moved)
+    rows = call.q.shape[0] * heads
+    written = rows * (head_dim_v * call.q.element_size() + accumulator(call.q.dtype).itemsize)  # out and lse
+    given = tensor_bytes(call.q, call.k, call.v, call.mask, call.sinks, call.cu_seqlens_q, call.cu_seqlens_k)
+    return Cost(2 * heads * kept * (head_dim + head_dim_v), given + written)
 
 
 def check_cu_seqlens(name: str, cu_seqlens: Tensor, total: int, longest: int, longest_name: str, packed: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import triton_softmax
 from ..bench.device import poison
 from ..bench.timing import Timer, Timing, interleave
 from ..triton_kernels import launch
@@ -154,12 +153,8 @@ def _in_words(error: Exception) -> str:
 
 def _with(kernel: str, key: str, candidate: Config, run: Run) -> tuple[tuple[Tensor, ...], bool]:
     """The result with this configuration, and whether the kernel asked for it."""
-    triton_softmax.plan.cache_clear()
-    try:
-        with launch.trial(kernel, key, candidate) as trial:
-            return run(), trial.used
-    finally:
-        triton_softmax.plan.cache_clear()
+    with launch.trial(kernel, key, candidate) as trial:
+        return run(), trial.used
 
 
 def launching(kernel: str, key: str, maker: Maker) -> Workload | str:

@@ -1,0 +1,159 @@
+"""Launches without a GPU and without the interpreter, on a stand-in for each chip; prints what went wrong as JSON.
+
+``cases OP``: every verification case of the op, as far as Triton's front end. Of the kernels as launched, those with
+the widest tiles and the most that is aligned are then compiled until their shared memory is known; others take less.
+``planes N``: calls with N sequences and heads. ``refusals``: what the stand-in says to launches that a chip cannot do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+import tilewright as tw
+from tilewright import stand_in
+from tilewright.stand_in import front_end
+from tilewright.triton_kernels.launch import grid
+from tilewright.verify.case import Case
+from tilewright.verify.cases import select_cases
+from tilewright.verify.run import results
+
+#: Of an instance: what only makes its tiles wider, and what only takes registers. Where shared memory is asked for, the
+#: one with the most of these stands for the others.
+WIDTHS = ("BLOCK_D", "BLOCK_DV", "COLUMNS", "ROWS")
+REGISTERS = (
+    "HAS_LEFT", "HAS_RIGHT", "TOP_LEFT", "SIGNED", "HAS_SINKS", "HAS_STATS", "HAS_DLSE", "HAS_ALIBI", "HAS_SOFTCAP",
+    "WANT_DQ", "WANT_DK", "WANT_DV", "CHECK_D", "CHECK_DV", "ALL_BATCHES", "ALL_HEADS", "LOG", "CAUSAL", "WIDE",
+    "ACTIVATION", "EVEN_K",
+)  # fmt: skip
+
+
+def run_cases(op: str) -> dict[str, Any]:
+    front_end.front_end_only()
+    cases = [c for c in select_cases([op]) if c.dtype != torch.float64]
+    wrong, count = [], 0
+    for architecture, chip in stand_in.CHIPS.items():
+        stand_in.activate(architecture)
+        front_end.instances.clear()
+        wrong += [f"{architecture} {text}" for case in cases for text in launched(case)]
+        count += len(front_end.instances)
+        for instance in widest(front_end.instances):
+            found = front_end.shared_bytes(instance)
+            if found > chip.shared_bytes:
+                wrong.append(f"{architecture} {described(instance)}: {found} bytes of shared memory")
+    return {"cases": len(cases), "launches": len(stand_in.launches), "instances": count, "wrong": wrong}
+
+
+def launched(case: Case) -> Iterator[str]:
+    """What a case raises; nothing where it is launched, forward and backward."""
+    try:
+        results(case, "triton")
+    except Exception as error:
+        yield f"{case.id}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def described(instance: front_end.Instance) -> str:
+    named = " ".join(f"{n}={v}" for n, v in instance.constants_by_name.items() if n.isupper() and v is not None)
+    return f"{instance.kernel.__name__} {named} warps={instance.options.num_warps} stages={instance.options.num_stages}"
+
+
+def widest(instances: list[front_end.Instance]) -> list[front_end.Instance]:
+    """One of each kernel and configuration, and of each way to read: the one that takes most shared memory."""
+    best: dict[str, front_end.Instance] = {}
+
+    def size(one: front_end.Instance) -> tuple[int, int, int]:
+        constants = one.constants_by_name
+        width = math.prod(constants.get(name, 1) for name in WIDTHS)
+        return width, len(one.attributes), sum(constants.get(name, False) is True for name in REGISTERS)
+
+    for one in instances:
+        named = {n: v for n, v in one.constants_by_name.items() if n not in (*WIDTHS, *REGISTERS) and v is not None}
+        elements = sorted({t.replace("fp16", "bf16").split("[")[0] for t in one.types})
+        key = f"{one.kernel.__name__} {named} {elements} {one.options.num_warps} {one.options.num_stages}"
+        if key not in best or size(one) > size(best[key]):
+            best[key] = one
+    return list(best.values())
+
+
+def run_planes(planes: str) -> dict[str, Any]:
+    """Forward and backward; the gradient of a mask with a plane for each; packed; caches, appended and split."""
+    stand_in.activate("sm_90")
+    front_end.front_end_only()
+    half = {"dtype": torch.bfloat16, "requires_grad": True}
+    n, wrong = int(planes), []
+    q = torch.ones(n, 1, 2, 16, **half)
+    mask = torch.zeros(n, 1, 2, 2, requires_grad=True)
+    packed = torch.ones(n, 1, 16, **half)
+    boundaries = torch.arange(n + 1, dtype=torch.int32)
+    cache, lengths = torch.zeros(n, 1, 600, 16, dtype=torch.bfloat16), torch.full((n,), 500, dtype=torch.int32)
+    new = q.detach()
+    many = torch.zeros(1, 1, 2 * n, 16, dtype=torch.bfloat16)
+    calls: dict[str, Callable[[], Any]] = {
+        "attention": lambda: tw.attention(q, q, q, backend="triton").sum().backward(),
+        "mask gradient": lambda: tw.attention(q, q, q, mask=mask, backend="triton").sum().backward(),
+        "varlen_attention": lambda: tw.varlen_attention(
+            packed, packed, packed, boundaries, boundaries, 1, 1, backend="triton"
+        )
+        .sum()
+        .backward(),
+        "kvcache_attention": lambda: tw.kvcache_attention(
+            new, cache, cache, k=new, v=new, cache_seqlens=lengths, num_splits=3, backend="triton"
+        ),
+        "many new positions": lambda: tw.kvcache_attention(
+            many[:, :, :1], many, many, k=many[:, :, :n], v=many[:, :, :n], cache_seqlens=n, num_splits=n,
+            backend="triton",
+        ),
+    }  # fmt: skip
+    for name, call in calls.items():
+        try:
+            call()
+        except Exception as error:
+            wrong.append(f"{name} with {n} planes: {type(error).__name__}: {error}")
+    return {"wrong": wrong, "launches": len(stand_in.launches)}
+
+
+@triton.jit
+def hungry(x, SIZE: tl.constexpr):
+    """As much in shared memory as SIZE says."""
+    i = tl.arange(0, SIZE)
+    a = tl.load(x + i[:, None] * SIZE + i[None, :])
+    tl.store(x + i[:, None] * SIZE + i[None, :], tl.dot(a, tl.trans(a)).to(tl.float16))
+
+
+def run_refusals() -> dict[str, Any]:
+    def said(call: Callable[[], Any]) -> str:
+        try:
+            call()
+        except Exception as error:
+            return str(error)
+        return "nothing"
+
+    stand_in.activate("sm_90")
+    fill = triton.runtime.driver.active.utils.fill_tma_descriptor
+    x = torch.zeros(1024 * 1024, dtype=torch.float16)
+    at = x.data_ptr() // 16 * 16 + 16
+    found = {
+        "grid": said(lambda: hungry[(1, 65536)](x, SIZE=16)),
+        "grid of all": said(lambda: grid(2**16, 2**15)),
+        "address": said(lambda: fill(at + 8, 3, 2, 6, [64, 64], [64, 64], [64, 1], 0)),
+        "stride": said(lambda: fill(at, 3, 2, 6, [64, 64], [64, 64], [65, 1], 0)),
+        "box": said(lambda: fill(at, 3, 2, 6, [512, 64], [512, 64], [64, 1], 0)),
+        "rank": said(lambda: fill(at, 3, 2, 6, [], [], [], 0)),
+        "swizzle": said(lambda: fill(at, 3, 2, 6, [64, 128], [64, 128], [128, 1], 0)),
+    }
+    stand_in.activate("sm_80")
+    found["shared memory"] = said(lambda: hungry[(1,)](x, SIZE=256, num_warps=8))
+    found["chip without TMA"] = said(lambda: fill(at, 3, 2, 6, [64, 64], [64, 64], [64, 1], 0))
+    return found
+
+
+if __name__ == "__main__":
+    what = {"cases": run_cases, "planes": run_planes, "refusals": run_refusals}[sys.argv[1]]
+    print(json.dumps(what(*sys.argv[2:])))
