@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: Every backend, in the order in which automatic selection would like them.
+#: Every backend.
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 ENVIRONMENT_VARIABLE = "TILEWRIGHT_BACKEND"

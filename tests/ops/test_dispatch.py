@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 import tilewright as tw
 from tilewright import config, dispatch, registry
+from tilewright.chips import Chip
 from tilewright.config import BACKENDS, requested_backend
 from tilewright.registry import Implementation
 
@@ -123,3 +126,44 @@ def test_no_gradient_is_recorded_without_need() -> None:
     assert tw.softmax(x).grad_fn is None
     with torch.no_grad():
         assert tw.softmax(x.requires_grad_()).grad_fn is None
+
+
+@pytest.fixture
+def chip(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], torch.device]]:
+    """Makes cuda:0 a chip of that compute capability."""
+
+    def make(major: int, minor: int) -> torch.device:
+        dispatch.candidates.cache_clear()
+        monkeypatch.setattr(dispatch, "chip_of", lambda _device: Chip("a GPU", (major, minor), 100, 2**17))
+        return torch.device("cuda", 0)
+
+    yield make
+    dispatch.candidates.cache_clear()
+
+
+def test_the_order_of_a_gpu_s_backends_is_by_chip_and_op(chip: Callable[[int, int], torch.device]) -> None:
+    hopper = {op: dispatch.candidates(op, chip(9, 0)) for op in registry.TABLE}
+    assert hopper["attention"] == hopper["ffn"] == ("triton", "cuda", "reference")  # by TMA and wgmma
+    assert hopper["kvcache_attention"] == hopper["softmax"] == ("cuda", "triton", "reference")
+    ampere = {op: dispatch.candidates(op, chip(8, 6)) for op in registry.TABLE}
+    assert ampere["ffn"] == ("cuda", "triton", "reference")
+    for op, (*rows, last) in dispatch.ORDERS.items():
+        assert all(len(o.why) > 20 for o in (*rows, last)), f"{op}: an order without a reason"
+        assert [o.capability for o in rows] == sorted((o.capability for o in rows), reverse=True), f"{op}: newest first"
+    assert set(dispatch.ORDERS) == set(registry.TABLE), "every op needs an order of a GPU's backends, with its reason"
+
+
+def test_an_old_chip_and_other_devices_have_an_order_too(chip: Callable[[int, int], torch.device]) -> None:
+    assert dispatch.candidates("attention", chip(7, 5)) == ("triton", "cuda", "reference")  # both will refuse, in words
+    assert dispatch.candidates("attention", torch.device("cpu")) == ("cpu", "reference")
+    assert dispatch.candidates("attention", torch.device("meta")) == ("reference",)
+
+
+def test_explain_says_why_a_gpu_s_backend_comes_first(
+    chip: Callable[[int, int], torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu = SimpleNamespace(device=chip(9, 0), is_cpu=False)
+    monkeypatch.setattr(registry, "why_not", lambda _op, backend, _call: None if backend != "cpu" else "host memory")
+    text = str(dispatch.explain_call("attention", (on_gpu,), None))
+    assert "attention runs on triton (automatic for cuda tensors: triton, then cuda, then reference" in text
+    assert "triton first on this GPU, since its kernels use TMA and wgmma" in text

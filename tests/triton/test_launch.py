@@ -9,6 +9,9 @@ import torch
 
 pytest.importorskip("triton")
 
+from tilewright.backends import triton as triton_backend
+from tilewright.chips import Chip
+from tilewright.errors import BackendError
 from tilewright.triton_kernels import attention_table, launch
 
 #: Compute capability, bytes of shared memory that a block may have, and the table.
@@ -29,10 +32,29 @@ def test_a_chip_takes_the_table_that_its_shared_memory_and_generation_allow(
     capability: tuple[int, int], kibibytes: int, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "INTERPRETED", False)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
-    properties = SimpleNamespace(shared_memory_per_block_optin=kibibytes * 1024)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
+    monkeypatch.setattr(launch, "chip_of", lambda _device: Chip("a GPU", capability, 100, kibibytes * 1024))
     assert launch.architecture(torch.device("cuda", 0)) == table
+
+
+def test_a_chip_that_is_too_old_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a T4 gets what Triton's compiler says about bfloat16."""
+    on_gpu = SimpleNamespace(is_cpu=False, is_cuda=True, device=torch.device("cuda", 0), dtype=torch.float16)
+    for capability, refused in (((7, 5), True), ((8, 0), False), ((12, 0), False)):
+        chip = Chip("Tesla T4", capability, 40, 64 * 1024)
+        monkeypatch.setattr(triton_backend.chips, "chip_of", lambda _device, chip=chip: chip)
+        reason = triton_backend.unsupported((on_gpu,))
+        assert (reason is not None) == refused, (capability, reason)
+        if refused:
+            assert "Tesla T4 of compute capability 7.5" in reason and "8.0 or later" in reason
+
+
+def test_grids_that_no_chip_takes_are_refused() -> None:
+    """Triton's launcher multiplies a grid's numbers as 32-bit integers, and launches nothing where that overflows."""
+    assert launch.grid(2**31 - 1) == (2**31 - 1, 1)
+    assert launch.grid(70000, 256) == (70000, 256)
+    for x, y in ((2**31, 1), (2**30, 4), (1, 65536)):
+        with pytest.raises(BackendError, match="too large: a GPU takes 2147483647"):
+            launch.grid(x, y)
 
 
 def test_every_attention_call_has_a_configuration_of_its_own() -> None:
