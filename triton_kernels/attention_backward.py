@@ -18,6 +18,7 @@ import triton.language as tl
 from .attention_tile import (
     block_and_plane,
     diagonal,
+    dot_of_rows,
     kept_by_dropout,
     key_range,
     load_rows,
@@ -63,15 +64,25 @@ def weights_and_gradient(
 
 
 @triton.jit
+def signed(s, sign):
+    """Scores times the sign of the scale, -1 or 0."""
+    return tl.where(sign == 0.0, 0.0, s * sign)
+
+
+@triton.jit
 def rows_against_keys(
-    q, dout, keys, values, k_box, v_box, box_b, box_head, first_k, stride_ks, stride_vs, head_dim, head_dim_v,
+    q, dout, queries, gradients, keys, values, k_box, v_box, box_b, box_head, first_k,
+    stride_qs, stride_ds, stride_ks, stride_vs, head_dim, head_dim_v,
     i, start, m, inverse, delta, mask, slope, plane,
-    stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, softcap, rng, threshold, dropout_scale,
+    stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, sign, softcap, rng, threshold,
+    dropout_scale,
+    SIGNED: tl.constexpr,
     MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
     OF_LOGITS: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr, AXIS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A tile [rows, keys from `start` on]: its keys, and dS and delta as weights_and_gradient has them."""
+    """A tile [rows, keys from `start` on]: its keys, and dS and delta as weights_and_gradient has them. q and dout are
+    rows i of queries and gradients."""
     d, dv = tl.arange(0, q.shape[1]), tl.arange(0, dout.shape[1])
     k = load_tile(
         keys, k_box, box_b, box_head, first_k, start, d, stride_ks, seqlen_k, head_dim, MASKED, CHECK_D, TMA, BLOCK_N
@@ -80,9 +91,11 @@ def rows_against_keys(
         values, v_box, box_b, box_head, first_k, start, dv, stride_vs, seqlen_k, head_dim_v, MASKED, CHECK_DV, TMA,
         BLOCK_N,
     )  # fmt: skip
-    s = dot(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32))
-    dp = dot(dout, tl.trans(v), tl.zeros([q.shape[0], BLOCK_N], tl.float32))
     j = start + tl.arange(0, BLOCK_N)
+    s = dot_of_rows(q, k, queries, i, stride_qs, seqlen_q, keys, j, stride_ks, seqlen_k, head_dim)
+    dp = dot_of_rows(dout, v, gradients, i, stride_ds, seqlen_q, values, j, stride_vs, seqlen_k, head_dim_v)
+    if SIGNED:
+        s = signed(s, sign)
     kept = True
     if HAS_DROPOUT:
         kept = kept_by_dropout(rng, i[:, None], start, plane, threshold, q.shape[0], BLOCK_N)
@@ -137,9 +150,9 @@ def attention_backward_rows(
     out = load_rows(
         OUT + batch * stride_ob + h * stride_oh + first_q * stride_os, i, dv, stride_os, seqlen_q, head_dim_v
     )
-    dout = load_rows(
-        DOUT + batch * stride_db + h * stride_dh + first_q * stride_ds, i, dv, stride_ds, seqlen_q, head_dim_v
-    )
+    queries = Q + batch * stride_qb + h * stride_qh + first_q * stride_qs
+    gradients = DOUT + batch * stride_db + h * stride_dh + first_q * stride_ds
+    dout = load_rows(gradients, i, dv, stride_ds, seqlen_q, head_dim_v)
     delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
     dlse = tl.zeros([BLOCK_M], tl.float32)
     if HAS_DLSE:
@@ -149,9 +162,7 @@ def attention_backward_rows(
     lo, hi, lo_all, hi_all = key_range(first, last, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
     stats = STATS + batch * stride_tb + h * stride_th + at * 2
     m, inverse = load_statistics(stats, used)
-    q = load_rows(Q + batch * stride_qb + h * stride_qh + first_q * stride_qs, i, d, stride_qs, seqlen_q, head_dim)
-    if SIGNED:
-        q = cast(q.to(tl.float32) * sign, q.dtype)
+    q = load_rows(queries, i, d, stride_qs, seqlen_q, head_dim)
     mask = MASK_PTR
     if MASK != "":
         mask = MASK_PTR + b.to(tl.int64) * stride_mask_b + h * stride_mask_h
@@ -164,10 +175,11 @@ def attention_backward_rows(
     box_b, box_head, box_row = batch.to(tl.int32), head // group, first_k.to(tl.int32)
     if hi - lo <= BLOCK_N:
         k, ds, delta = rows_against_keys(
-            q, dout, keys, values, K_BOX, V_BOX, box_b, box_head, box_row, stride_ks, stride_vs, head_dim, head_dim_v,
+            q, dout, queries, gradients, keys, values, K_BOX, V_BOX, box_b, box_head, box_row,
+            stride_qs, stride_ds, stride_ks, stride_vs, head_dim, head_dim_v,
             i, lo, m, inverse, dlse, mask, slope, plane, stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift,
-            left, right, scale, softcap, RNG, threshold, dropout_scale, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT,
-            HAS_LEFT, HAS_RIGHT, CHECK_D, CHECK_DV, False, False, True, 1, BLOCK_N,
+            left, right, scale, sign, softcap, RNG, threshold, dropout_scale, SIGNED, MASK, HAS_ALIBI, HAS_SOFTCAP,
+            HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, CHECK_D, CHECK_DV, False, False, True, 1, BLOCK_N,
         )  # fmt: skip
         dq = dot(cast(ds, k.dtype), k, dq)
     elif WANT_DQ:
@@ -177,10 +189,11 @@ def attention_backward_rows(
             end = begin_whole if part == 0 else (end_whole if part == 1 else hi)
             for start in tl.range(begin, end, BLOCK_N):
                 k, ds, _delta = rows_against_keys(
-                    q, dout, keys, values, K_BOX, V_BOX, box_b, box_head, box_row, stride_ks, stride_vs, head_dim,
-                    head_dim_v, i, start, m, inverse, delta, mask, slope, plane, stride_mask_q, stride_mask_k,
-                    seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold, dropout_scale, MASK,
-                    HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, CHECK_D, CHECK_DV, False,
+                    q, dout, queries, gradients, keys, values, K_BOX, V_BOX, box_b, box_head, box_row,
+                    stride_qs, stride_ds, stride_ks, stride_vs, head_dim, head_dim_v,
+                    i, start, m, inverse, delta, mask, slope, plane, stride_mask_q, stride_mask_k,
+                    seqlen_q, seqlen_k, shift, left, right, scale, sign, softcap, RNG, threshold, dropout_scale,
+                    SIGNED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, CHECK_D, CHECK_DV, False,
                     TMA and (part == 1 or not VARLEN), part != 1, -1, BLOCK_N,
                 )  # fmt: skip
                 dq = dot(cast(ds, k.dtype), k, dq)
@@ -233,10 +246,10 @@ def attention_backward_keys(
         batch = batch * 0
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     kv = kv_head.to(tl.int64)
-    k = load_rows(K + batch * stride_kb + kv * stride_kh + first_k * stride_ks, j, d, stride_ks, seqlen_k, head_dim)
-    v = load_rows(V + batch * stride_vb + kv * stride_vh + first_k * stride_vs, j, dv, stride_vs, seqlen_k, head_dim_v)
-    if SIGNED:
-        k = cast(k.to(tl.float32) * sign, k.dtype)
+    keys = K + batch * stride_kb + kv * stride_kh + first_k * stride_ks
+    values = V + batch * stride_vb + kv * stride_vh + first_k * stride_vs
+    k = load_rows(keys, j, d, stride_ks, seqlen_k, head_dim)
+    v = load_rows(values, j, dv, stride_vs, seqlen_k, head_dim_v)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dvalue = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
     shift = diagonal(seqlen_q, seqlen_k, TOP_LEFT)
@@ -271,8 +284,10 @@ def attention_backward_keys(
                     gradients, DOUT_BOX, box_b, head, box_row, start, dv, stride_ds, seqlen_q, head_dim_v, part != 1,
                     CHECK_DV, TMA and (part == 1 or not VARLEN), BLOCK_M,
                 )  # fmt: skip
-                s = dot(k, tl.trans(q), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
-                dp = dot(v, tl.trans(dout), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
+                s = dot_of_rows(k, q, keys, j, stride_ks, seqlen_k, queries, i, stride_qs, seqlen_q, head_dim)
+                dp = dot_of_rows(v, dout, values, j, stride_vs, seqlen_k, gradients, i, stride_ds, seqlen_q, head_dim_v)
+                if SIGNED:
+                    s = signed(s, sign)
                 kept = True
                 if HAS_DROPOUT:
                     kept = tl.trans(

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .attention_backward import rows_against_keys
 from .attention_tile import block_and_plane, diagonal, key_range, load_rows, load_terms, sequence
-from .math import cast, wide
+from .math import wide
 
 
 @triton.jit(
@@ -65,6 +65,8 @@ def attention_backward_mask(
             k_begin, k_end = 0, len_k
         for head in tl.range(h_begin, h_end):
             h, kv = wide(head), wide(head // group)
+            queries = Q + batch * stride_qb + h * stride_qh + first_q * stride_qs
+            gradients = DOUT + batch * stride_db + h * stride_dh + first_q * stride_ds
             keys = K + batch * stride_kb + kv * stride_kh + first_k * stride_ks
             values = V + batch * stride_vb + kv * stride_vh + first_k * stride_vs
             mask = MASK_PTR + wide(b) * stride_mask_b + h * stride_mask_h
@@ -75,24 +77,19 @@ def attention_backward_mask(
                 i = q_start + tl.arange(0, BLOCK_M)
                 terms = TERMS + batch * stride_eb + h * stride_eh + first_q * 4
                 m, inverse, delta = load_terms(terms, i, len_q)
-                q = load_rows(
-                    Q + batch * stride_qb + h * stride_qh + first_q * stride_qs, i, d, stride_qs, len_q, head_dim
-                )
-                if SIGNED:
-                    q = cast(q.to(tl.float32) * sign, q.dtype)
-                dout = load_rows(
-                    DOUT + batch * stride_db + h * stride_dh + first_q * stride_ds, i, dv, stride_ds, len_q, head_dim_v
-                )
+                q = load_rows(queries, i, d, stride_qs, len_q, head_dim)
+                dout = load_rows(gradients, i, dv, stride_ds, len_q, head_dim_v)
                 last = tl.minimum(q_start + BLOCK_M, len_q) - 1
                 lo, hi, _lo, _hi = key_range(q_start, last, shift, len_k, left, right, HAS_LEFT, HAS_RIGHT)
                 for k_start in tl.range(k_begin, k_end, BLOCK_N):
                     if (k_start < hi) & (k_start + BLOCK_N > lo):
                         _k, ds, _delta = rows_against_keys(
-                            q, dout, keys, values, None, None, 0, 0, 0, stride_ks, stride_vs, head_dim, head_dim_v, i,
-                            k_start, m, inverse, delta, mask, slope, b * heads + head, stride_mask_q, stride_mask_k,
-                            len_q, len_k, shift, left, right, scale, softcap, RNG, threshold, dropout_scale, "float",
-                            HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, CHECK_D, CHECK_DV, True, False,
-                            True, -1, BLOCK_N,
+                            q, dout, queries, gradients, keys, values, None, None, 0, 0, 0,
+                            stride_qs, stride_ds, stride_ks, stride_vs, head_dim, head_dim_v,
+                            i, k_start, m, inverse, delta, mask, slope, b * heads + head, stride_mask_q, stride_mask_k,
+                            len_q, len_k, shift, left, right, scale, sign, softcap, RNG, threshold, dropout_scale,
+                            SIGNED, "float", HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, CHECK_D,
+                            CHECK_DV, True, False, True, -1, BLOCK_N,
                         )  # fmt: skip
                         total += ds
     base = DMASK + plane.to(tl.int64) * mask_q * mask_k

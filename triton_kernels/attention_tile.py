@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .math import LN2, LOG2E, multiply_add, philox_kept, tanh, tanh_derivative, wide
+from .math import LN2, LOG2E, dot, multiply_add, philox_kept, tanh, tanh_derivative, wide
 
 
 @triton.jit
@@ -86,6 +86,28 @@ def load_tile(
     else:
         loaded = load_rows(base, start + tl.arange(0, BLOCK), columns, stride, limit, width, CHECK_ROWS, CHECK_WIDTH)
     return loaded
+
+
+#: Columns that a product of wide rows takes at a time.
+_PIECE: tl.constexpr = tl.constexpr(64)
+
+
+@triton.jit
+def dot_of_rows(a_tile, b_tile, a, a_rows, a_stride, a_limit, b, b_rows, b_stride, b_limit, width):
+    """A B^T of two tiles of rows, `width` columns each.
+
+    Wide rows of float32 are read from memory again, some columns at a time: of a whole row, in the two parts that its
+    product takes, there are more numbers than registers (a thousand instructions spilled at head dim 256).
+    """
+    acc = tl.zeros([a_tile.shape[0], b_tile.shape[0]], tl.float32)
+    if a_tile.dtype == tl.float32 and a_tile.shape[1] > 128:
+        for start in tl.range(0, width, _PIECE):
+            columns = start + tl.arange(0, _PIECE)
+            of_a = load_rows(a, a_rows, columns, a_stride, a_limit, width)
+            acc = dot(of_a, tl.trans(load_rows(b, b_rows, columns, b_stride, b_limit, width)), acc)
+    else:
+        acc = dot(a_tile, tl.trans(b_tile), acc)
+    return acc
 
 
 @triton.jit

@@ -7,7 +7,6 @@ and a second kernel adds their parts in a fixed order and does the epilogue.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate
-from .compile import Instance
 from .ffn_product import (
     Route,
     add_bias,
@@ -333,13 +331,6 @@ def second_product(
     out_parts_kernel[(tiles(rows, width, found.blocks),)](
         sums, bias, residual, rng, out, threshold, scale, count, rows, width, *residual_strides, **found.options
     )
-
-
-def instances(architecture: str) -> Iterator[Instance]:
-    """Every kernel of the forward and the backward, in every configuration of the table."""
-    from . import ffn_instances
-
-    return ffn_instances.instances(architecture)
 
 
 def _sum_in_parts(a: Tensor, weights: Tensor, count: int) -> Tensor:

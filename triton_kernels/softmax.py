@@ -12,16 +12,10 @@ Row dimensions: outer, middle and inner, with strides x0, x1, x2 of tensor x; x3
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import triton
 import triton.language as tl
 
-from .compile import Instance
-from .launch import table_config
 from .math import LOG2E, store, wide
-from .softmax_table import TABLE
 
 #: A maximum that nothing has entered yet. Finite, so that no difference of maxima is inf - inf.
 _LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)
@@ -299,60 +293,3 @@ def softmax_backward_looped(
             p, g = _load_gradient(y, y3, dy, d3, causal_shift, row, column, live, "evict_first", LOG, CAUSAL)
             at = i * o0 + j * o1 + row * o2 + column * o3
             _store_gradient(dx, ds, at, p, g, total, scale, live, LOG, PRECISE)
-
-
-KERNELS = {k.__name__: k for k in (softmax_forward, softmax_forward_looped, softmax_backward, softmax_backward_looped)}
-
-# --- ahead of time -------------------------------------------------------------------------------------------------
-
-#: Arguments that are counts or bounds; of the others, integers are strides.
-_COUNTS = ("causal_shift", "middle", "steps")
-
-
-def _argument_types(names: list[str], dtype: str, mask: str | None) -> dict[str, str]:
-    """As a launch on aligned tensors of wide rows would have them."""
-    types: dict[str, str] = {}
-    for name in names:
-        if name in ("x", "y", "dy", "dx"):
-            types[name] = f"*{dtype}:16"
-        elif name in ("ds", "partial"):
-            types[name] = "*fp32:16"
-        elif name == "mask" and mask is not None:
-            types[name] = f"*{mask}:16"
-        elif name == "scale":
-            types[name] = "fp32"
-        elif name in _COUNTS:
-            types[name] = "i32"
-        elif not name.isupper() and name != "mask":
-            types[name] = "i32:16"
-    return types
-
-
-def _variants(backward: bool, looped: bool) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
-    """(name, dtype, mask's type, constants): bfloat16 as it mostly is, and float32 with everything that adds to it."""
-    for phase in (WHOLE, GATHER, WRITE) if looped else (None,):
-        extra = {} if phase is None else {"PHASE": phase, "PIECES": 1 if phase == WHOLE else 128}
-        plain = {"LOG": False, "CAUSAL": False, "WIDE": False, **extra}
-        full = {"LOG": True, "CAUSAL": True, "WIDE": False, **extra}
-        end = "" if phase is None else f" phase {phase}"
-        if backward:
-            yield f"bf16{end}", "bf16", None, {**plain, "ds": None}
-            yield f"fp32 log causal mask gradient{end}", "fp32", None, full
-        else:
-            unmasked = {**plain, "BOOL_MASK": False, "mask": None}
-            yield f"bf16{end}", "bf16", None, unmasked
-            yield f"bf16 causal{end}", "bf16", None, {**unmasked, "CAUSAL": True}
-            yield f"bf16 bool mask{end}", "bf16", "i1", {**plain, "BOOL_MASK": True}
-            yield f"fp32 log causal mask wide{end}", "fp32", "fp32", {**full, "BOOL_MASK": False, "WIDE": True}
-
-
-def instances(architecture: str) -> Iterator[Instance]:
-    """Every kernel in every configuration of ``architecture``'s table."""
-    for name, key in ((n, k) for n in KERNELS for k in TABLE[architecture][n]):
-        config, kernel = table_config(architecture, name, key), KERNELS[name]
-        unit = "2" if key.startswith("across") else "3"  # which stride of each tensor is 1
-        for variant, dtype, mask, constants in _variants("backward" in name, "looped" in name):
-            strides = {n: 1 for n in kernel.arg_names if len(n) == 2 and n[1] == unit and n[0] in "xymdo"}
-            types = _argument_types(kernel.arg_names, dtype, mask)
-            types = {n: t for n, t in types.items() if n not in strides and n not in constants}
-            yield Instance(f"{name} {key} {variant}", kernel, types, {**strides, **constants}, config)

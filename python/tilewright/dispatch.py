@@ -18,7 +18,7 @@ from .registry import Implementation
 
 log = logging.getLogger("tilewright")
 
-#: What automatic selection tries, in order, by the device of the call's tensors; a GPU's depends on the chip and the op.
+#: What automatic selection tries, by the device of the call's tensors; on a GPU, ORDERS has which of them is first.
 AUTOMATIC = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
 
 

@@ -31,7 +31,11 @@ INT32 = 2**31 - 1
 class Guard(TorchDispatchMode):
     """Inside, whatever is allocated for floats lies between NaN."""
 
-    ALLOCATIONS = (torch.ops.aten.empty.memory_format, torch.ops.aten.new_empty.default, torch.ops.aten.empty_like.default)
+    ALLOCATIONS = (
+        torch.ops.aten.empty.memory_format,
+        torch.ops.aten.new_empty.default,
+        torch.ops.aten.empty_like.default,
+    )
 
     def __init__(self) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ def test_every_case_is_launched_on_every_chip(op: str) -> None:
     found = worker("cases", op)
     assert not found["wrong"], f"{len(found['wrong'])} would fail on a GPU:\n" + "\n".join(found["wrong"][:20])
     # Three dtypes, three chips, forward and backward.
-    assert found["cases"] >= 200, found
+    assert found["cases"] >= 150, found
     assert found["launches"] >= 3 * found["cases"], found
 
 

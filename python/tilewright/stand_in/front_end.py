@@ -46,11 +46,14 @@ class Instance(NamedTuple):
 instances: list[Instance] = []
 
 _lowered: set[str] = set()
+_lowering = True
 
 
-def front_end_only() -> None:
-    """From here on, nothing is compiled. After activate(), for the rest of the process."""
-    JITFunction._do_compile = _do_compile
+def front_end_only(*, lower: bool = True) -> None:
+    """From here on, nothing is compiled, for the rest of the process. lower: False leaves out the front end as well,
+    where only what is launched is asked for."""
+    global _lowering
+    JITFunction._do_compile, _lowering = _do_compile, lower
 
 
 def _do_compile(
@@ -61,7 +64,7 @@ def _do_compile(
     instances.append(instance)
     # What is aligned changes no more than hints, warps and stages nothing, and types of 16 bits are alike.
     name = f"{self.cache_key} {instance.types} {instance.constants_by_name}".replace("fp16", "bf16")
-    if name not in _lowered:
+    if _lowering and name not in _lowered:
         _lower(self.ASTSource(self, signature, constexprs, attrs), target, backend, options)
         _lowered.add(name)
     kernel_cache[key] = found = _Kernel(self.__name__, options.num_warps)
