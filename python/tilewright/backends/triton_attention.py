@@ -114,8 +114,11 @@ def _in_pieces(t: Tensor, width: int) -> Tensor:
     Reads of two bytes cannot be asynchronous. A loop's next tiles would wait in registers, and at head dim 100 the
     forward kernel for Hopper spilled 226 of them. As the compiler sees it, 16 *elements* are aligned or none.
     """
-    aligned = t.data_ptr() % 16 == 0 and all(n % 16 == 0 for n in (t.shape[-1], *t.stride()[:-1]))
-    return t if aligned or t.shape[-1] == width else torch.nn.functional.pad(t, (0, width - t.shape[-1]))
+    if t.data_ptr() % 16 == 0 and all(n % 16 == 0 for n in (t.shape[-1], *t.stride()[:-1])):
+        return t
+    copy = t.new_zeros((*t.shape[:-1], width))
+    copy[..., : t.shape[-1]] = t
+    return copy
 
 
 def _bytes(mask: Tensor | None) -> Tensor | None:
