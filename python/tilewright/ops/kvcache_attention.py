@@ -12,6 +12,10 @@ from ._features import OPTIONS_DOC, check_features, check_heads, check_qkv, pair
 from ._op import Cost, Op
 from .attention import LAYOUTS, empty_output
 
+#: Parts that a key range is split into at most. Two for each multiprocessor of the largest chips; more would only add
+#: to what is merged.
+MAX_SPLITS = 256
+
 
 class KvcacheAttentionCall(NamedTuple):
     """q (B, H, Sq, D); caches (B, Hkv, Smax, D and Dv), or with block_table (num_pages, Hkv, page_size, D and Dv);
@@ -302,9 +306,9 @@ kvcache_attention.__doc__ = f"""Attention of a few new queries over a key/value 
         k, v: new (B, Hkv, Snew, D) and (B, Hkv, Snew, Dv), or None.
         cache_seqlens: (B,) int32, or an int for all: how many positions are filled before k and v are added. None: all.
         block_table: (B, max_pages) int32; position j of sequence b lies in page block_table[b, j // page_size].
-        num_splits: parts into which the key range is split and worked on side by side; 0 chooses. A fixed number
-        makes a
-            sequence's result independent of the batch it is in.
+        num_splits: parts into which the key range is split and worked on side by side; 0 chooses. There are at most
+            256, and no more than tiles of keys. A fixed number makes a sequence's result independent of the batch it is
+            in.
         {OPTIONS_DOC.format(mask_shape="(B, H, Sq, capacity of the cache)").strip()}
         layout: "bhsd", or "bshd" when q, k, v, the output and the caches have positions before heads.
         return_lse: also return the log of the softmax denominators.
