@@ -130,9 +130,8 @@ struct MaskGradient {
   template <class T, int, bool>
   static int run(const AttentionParams& p, Stream stream) {
     const MaskSizes mask(p);
-    const Dim3 grid{(mask.keys + kKeys - 1) / kKeys, (mask.rows + kRows - 1) / kRows, mask.batch * mask.heads};
-    return launch("attention_mask_gradient", attention_mask_gradient_kernel<T>, grid, kThreads, kShared<T>, stream,
-                  AttentionLaunch::of<T>(p));
+    const Grid grid{(mask.keys + kKeys - 1) / kKeys, (mask.rows + kRows - 1) / kRows, int64_t{mask.batch} * mask.heads};
+    return launch<attention_mask_gradient_kernel<T>>(grid, kThreads, kShared<T>, stream, AttentionLaunch::of<T>(p));
   }
 };
 

@@ -34,8 +34,8 @@ attention_sink_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
 struct SinkGradient {
   template <class T, int, bool>
   static int run(const AttentionParams& p, Stream stream) {
-    return launch("attention_sink_gradient", attention_sink_gradient_kernel<T>, {static_cast<int>(p.heads), 1, 1},
-                  kThreads, kThreads / kWarpSize * int{sizeof(float)}, stream, AttentionLaunch::of<T>(p));
+    return launch<attention_sink_gradient_kernel<T>>({p.heads}, kThreads, kThreads / kWarpSize * int{sizeof(float)},
+                                                     stream, AttentionLaunch::of<T>(p));
   }
 };
 

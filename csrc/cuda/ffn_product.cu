@@ -59,8 +59,7 @@ int run_layout(const FfnProduct& p, Stream stream) {
   using S = Sizes<T, kSize, kLayout>;
   const int64_t columns = p.paired ? kSize / 2 : kSize;
   const int64_t blocks = (p.m + kSize - 1) / kSize * ((p.n + columns - 1) / columns);
-  return launch("ffn_product", ffn_product_kernel<T, kSize, kLayout>, {static_cast<int>(blocks), 1, 1},
-                S::Block::kThreads, S::kShared, stream, p);
+  return launch<ffn_product_kernel<T, kSize, kLayout>>({blocks}, S::Block::kThreads, S::kShared, stream, p);
 }
 
 template <class T, int kSize>

@@ -27,8 +27,7 @@ kvcache_append_kernel(TW_KERNEL_ARGUMENT AttentionParams p) {
 struct Append {
   template <class T, int, bool>
   static int run(const AttentionParams& p, Stream stream) {
-    const Dim3 grid{static_cast<int>(p.batch * p.heads_kv), static_cast<int>(p.seqlen_new), 1};
-    return launch("kvcache_append", kvcache_append_kernel<T>, grid, kThreads, 0, stream, p);
+    return launch<kvcache_append_kernel<T>>({p.batch * p.heads_kv, p.seqlen_new}, kThreads, 0, stream, p);
   }
 };
 
