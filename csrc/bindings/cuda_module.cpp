@@ -89,6 +89,7 @@ void add_kernel(py::module_& m, const char* name, int (*kernel)(const Params&, g
 PYBIND11_MODULE(TW_MODULE, m) {
   m.doc() = "CUDA C++ kernels over raw pointers. The public functions are in tilewright.";
   add_params(m);
+  m.attr("MAX_SPLITS") = gpu::kMaxSplits;
   add_kernel(m, "attention_forward", &gpu::attention_forward, &gpu::attention_forward_workspace,
              TW_DESCRIBE(attention_forward));
   add_kernel(m, "attention_backward", &gpu::attention_backward, &gpu::attention_backward_workspace,

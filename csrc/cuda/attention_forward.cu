@@ -104,9 +104,14 @@ struct Forward {
 
 }  // namespace
 
-int64_t attention_forward_workspace(const AttentionParams& p) { return is_decode(p) ? decode_bytes(p) : 0; }
+int64_t attention_forward_workspace(const AttentionParams& call) {
+  const AttentionParams p = bounded(call);
+  return is_decode(p) ? decode_bytes(p) : 0;
+}
 
-int attention_forward(const AttentionParams& p, Stream stream) {
+int attention_forward(const AttentionParams& call, Stream stream) {
+  const AttentionParams p = bounded(call);
+  if (const int error = check_sizes(p)) return error;
   return is_decode(p) ? attention_decode(p, stream) : launch_instance<Forward>(p, stream);
 }
 

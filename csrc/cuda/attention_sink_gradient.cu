@@ -45,14 +45,18 @@ int attention_sink_gradient(const AttentionParams& p, Stream stream) {
   return launch_instance<SinkGradient>(p, stream);
 }
 
-int64_t attention_backward_workspace(const AttentionParams& p) { return delta_bytes(p); }
+int64_t attention_backward_workspace(const AttentionParams& call) { return delta_bytes(bounded(call)); }
 
-int attention_backward(const AttentionParams& p, Stream stream) {
-  int error = attention_backward_rows(p, stream);
-  if (error == 0 && (p.dk.data != nullptr || p.dv.data != nullptr)) error = attention_backward_keys(p, stream);
-  if (error == 0 && p.dmask.data != nullptr) error = attention_mask_gradient(p, stream);
-  if (error == 0 && p.dsinks.data != nullptr) error = attention_sink_gradient(p, stream);
-  return error;
+int attention_backward(const AttentionParams& call, Stream stream) {
+  const AttentionParams p = bounded(call);
+  if (const int error = check_sizes(p)) return error;
+  return launch_all(stream, [&](Stream s) {
+    int error = attention_backward_rows(p, s);
+    if (error == 0 && (p.dk.data != nullptr || p.dv.data != nullptr)) error = attention_backward_keys(p, s);
+    if (error == 0 && p.dmask.data != nullptr) error = attention_mask_gradient(p, s);
+    if (error == 0 && p.dsinks.data != nullptr) error = attention_sink_gradient(p, s);
+    return error;
+  });
 }
 
 }  // namespace tilewright::gpu

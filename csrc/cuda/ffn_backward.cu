@@ -174,12 +174,14 @@ int run(const FfnParams& p, Stream stream) {
 int64_t ffn_backward_workspace(const FfnParams& p) { return Plan::of(p).bytes; }
 
 int ffn_backward(const FfnParams& p, Stream stream) {
-  switch (p.dtype) {
-    case DType::kFloat32: return run<float>(p, stream);
-    case DType::kFloat16: return run<Half>(p, stream);
-    case DType::kBFloat16: return run<BFloat16>(p, stream);
-    default: return kUnsupported;
-  }
+  return launch_all(stream, [&](Stream s) {
+    switch (p.dtype) {
+      case DType::kFloat32: return run<float>(p, s);
+      case DType::kFloat16: return run<Half>(p, s);
+      case DType::kBFloat16: return run<BFloat16>(p, s);
+      default: return kUnsupported;
+    }
+  });
 }
 
 }  // namespace tilewright::gpu

@@ -95,7 +95,7 @@ def test_a_sticky_error_is_what_every_call_answers(emulator: Any) -> None:
 
 
 def test_an_error_that_a_call_leaves_behind_is_reported(emulator: Any) -> None:
-    with pytest.raises(emulator.KernelFault, match=r"^error-left in idle: .* after it is cudaErrorInvalidConfiguration"):
+    with pytest.raises(emulator.KernelFault, match=r"^error-left in idle: .* after it is cudaErrorInvalidConf"):
         emulator.launch_kernel((1, 65536, 1), clear=False)
     assert emulator.get_last_error() == INVALID_CONFIGURATION
 
