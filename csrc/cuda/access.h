@@ -1,4 +1,4 @@
-// Reading what a params struct points to, and refusing one.
+// Reading what a params struct points to.
 #pragma once
 
 #include "../common/params.h"
@@ -9,9 +9,6 @@
 #endif
 
 namespace tilewright::gpu {
-
-// What launchers answer for a dtype that is not theirs.
-constexpr int kUnsupported = -1;
 
 #ifndef TW_DECLARATIONS
 template <class T>

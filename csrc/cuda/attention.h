@@ -7,6 +7,8 @@
 
 namespace tilewright::gpu {
 
+constexpr int kMaxSplits = 256;  // of a key range: MAX_SPLITS of the op
+
 int64_t attention_forward_workspace(const AttentionParams& params);
 int attention_forward(const AttentionParams& params, Stream stream);
 int attention_decode(const AttentionParams& params, Stream stream);  // attention_forward's way for few queries

@@ -127,9 +127,8 @@ struct BackwardKeys {
   static int run(const AttentionParams& p, Stream stream) {
     using S = Sizes<T, kWidth>;
     const int64_t blocks = (p.seqlen_k + S::kKeys - 1) / S::kKeys;
-    const Dim3 grid{static_cast<int>(blocks * p.batch * p.heads_kv), S::kParts, 1};
-    return launch("attention_backward_keys", attention_backward_keys_kernel<T, kWidth, kOptions>, grid, S::kThreads,
-                  S::kShared, stream, AttentionLaunch::of<T>(p));
+    return launch<attention_backward_keys_kernel<T, kWidth, kOptions>>(
+        {blocks * p.batch * p.heads_kv, S::kParts}, S::kThreads, S::kShared, stream, AttentionLaunch::of<T>(p));
   }
 };
 

@@ -147,9 +147,8 @@ struct BackwardRows {
   static int run(const AttentionParams& p, Stream stream) {
     using S = Sizes<T, kWidth>;
     const int64_t blocks = (p.seqlen_q + S::kRows - 1) / S::kRows;
-    const Dim3 grid{static_cast<int>(blocks * p.batch * p.heads), 1, 1};
-    return launch("attention_backward_rows", attention_backward_rows_kernel<T, kWidth, kOptions>, grid, S::kThreads,
-                  S::kShared, stream, AttentionLaunch::of<T>(p));
+    return launch<attention_backward_rows_kernel<T, kWidth, kOptions>>({blocks * p.batch * p.heads}, S::kThreads,
+                                                                       S::kShared, stream, AttentionLaunch::of<T>(p));
   }
 };
 

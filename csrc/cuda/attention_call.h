@@ -21,15 +21,27 @@ struct Sequence {
   int nearest, farthest;  // of the keys j that it sees: bounds of j - i
 };
 
+// Rows of a packed sequence.
+struct PackedRows {
+  int first, count;
+};
+// Those of sequence b, cut down to the tensors' rows and to the longest sequence, which masks and grids are made for: on a
+// GPU nobody has looked at what the bounds hold.
+TW_DEVICE PackedRows find_packed_rows(const int32_t* bounds, int b, int64_t total, int64_t longest) {
+  const Global<const int32_t> at{bounds};
+  const int first = clamp(at.load(b), 0, static_cast<int>(total));
+  const int count = clamp(at.load(b + 1), first, static_cast<int>(total)) - first;
+  return {first, count < longest ? count : static_cast<int>(longest)};
+}
+
 TW_DEVICE Sequence find_sequence(const AttentionParams& p, int b) {
   Sequence s{b, b, 0, 0, static_cast<int>(p.seqlen_q), static_cast<int>(p.seqlen_k), 0, 0, 0};
   if (p.cu_seqlens_q != nullptr) {
-    const Global<const int32_t> q{p.cu_seqlens_q}, k{p.cu_seqlens_k};
-    s.batch = 0, s.first_q = q.load(b), s.first_k = k.load(b);
-    s.seqlen_q = q.load(b + 1) - static_cast<int>(s.first_q);
-    s.seqlen_k = k.load(b + 1) - static_cast<int>(s.first_k);
+    const PackedRows q = find_packed_rows(p.cu_seqlens_q, b, p.total_q, p.seqlen_q);
+    const PackedRows k = find_packed_rows(p.cu_seqlens_k, b, p.total_k, p.seqlen_k);
+    s.batch = 0, s.first_q = q.first, s.first_k = k.first, s.seqlen_q = q.count, s.seqlen_k = k.count;
   }
-  // Lengths and pages that do not fit are cut down: on a GPU nobody has looked at them.
+  // So are lengths, and pages below.
   if (p.seqlens_k != nullptr) s.seqlen_k = clamp(Global<const int32_t>{p.seqlens_k}.load(b), 0, s.seqlen_k);
   s.shift = p.causal == Causal::kTopLeft ? 0 : s.seqlen_k - s.seqlen_q;
   constexpr int kAny = 0x7fffffff;

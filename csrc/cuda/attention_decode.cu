@@ -165,11 +165,14 @@ struct Decode {
     using S = Sizes<T, kWidth>;
     const DecodeLaunch d{AttentionLaunch::of<T>(p), decode_splits(p)};
     const int64_t blocks = (decode_rows(p) + kDecodeRows - 1) / kDecodeRows * p.batch * p.heads_kv;
-    const int error = launch("attention_decode", attention_decode_kernel<T, kWidth>,
-                             {static_cast<int>(blocks), d.splits, 1}, S::kThreads, S::kShared, stream, d);
-    if (error != 0 || d.splits == 1) return error;
-    return launch("attention_merge", attention_merge_kernel<T>,
-                  {static_cast<int>(p.batch * p.heads * p.seqlen_q), 1, 1}, kWarpSize, 0, stream, d);
+    const auto decode = [&](Stream s) {
+      return launch<attention_decode_kernel<T, kWidth>>({blocks, d.splits}, S::kThreads, S::kShared, s, d);
+    };
+    if (d.splits == 1) return decode(stream);
+    return launch_all(stream, [&](Stream s) {
+      if (const int error = decode(s)) return error;
+      return launch<attention_merge_kernel<T>>({p.batch * p.heads * p.seqlen_q}, kWarpSize, 0, s, d);
+    });
   }
 };
 

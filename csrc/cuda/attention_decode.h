@@ -2,6 +2,7 @@
 // keys are split over blocks, whose results are merged.
 #pragma once
 
+#include "attention.h"
 #include "attention_call.h"
 
 namespace tilewright::gpu {
@@ -17,7 +18,7 @@ inline bool is_decode(const AttentionParams& p) {
 
 // Splits of a sequence's keys: as many as are asked for, or so many that a large chip is busy and each has enough to do.
 constexpr int64_t kDecodeBlocks = 264;  // two for each multiprocessor of the largest chips so far
-constexpr int64_t kKeysPerSplit = 256, kMostSplits = 64;
+constexpr int64_t kKeysPerSplit = 256, kMostChosenSplits = 64;
 
 inline int decode_splits(const AttentionParams& p) {
   const int64_t most = (p.seqlen_k + kDecodeRows - 1) / kDecodeRows;
@@ -26,8 +27,9 @@ inline int decode_splits(const AttentionParams& p) {
     const int64_t blocks = (decode_rows(p) + kDecodeRows - 1) / kDecodeRows * p.batch * p.heads_kv;
     splits = blocks > 0 ? (kDecodeBlocks + blocks - 1) / blocks : 1;
     splits = splits < p.seqlen_k / kKeysPerSplit ? splits : p.seqlen_k / kKeysPerSplit;
-    splits = splits < kMostSplits ? splits : kMostSplits;
+    splits = splits < kMostChosenSplits ? splits : kMostChosenSplits;
   }
+  splits = splits < kMaxSplits ? splits : kMaxSplits;
   splits = splits < most ? splits : most;
   return splits > 1 ? static_cast<int>(splits) : 1;
 }

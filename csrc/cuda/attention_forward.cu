@@ -97,17 +97,21 @@ struct Forward {
   static int run(const AttentionParams& p, Stream stream) {
     using S = Sizes<T, kWidth>;
     const int64_t blocks = (p.seqlen_q + S::kRows - 1) / S::kRows;
-    const Dim3 grid{static_cast<int>(blocks * p.batch * p.heads), 1, 1};
-    return launch("attention_forward", attention_forward_kernel<T, kWidth, kOptions>, grid, S::kThreads, S::kShared,
-                  stream, AttentionLaunch::of<T>(p));
+    return launch<attention_forward_kernel<T, kWidth, kOptions>>({blocks * p.batch * p.heads}, S::kThreads, S::kShared,
+                                                                 stream, AttentionLaunch::of<T>(p));
   }
 };
 
 }  // namespace
 
-int64_t attention_forward_workspace(const AttentionParams& p) { return is_decode(p) ? decode_bytes(p) : 0; }
+int64_t attention_forward_workspace(const AttentionParams& call) {
+  const AttentionParams p = bounded(call);
+  return is_decode(p) ? decode_bytes(p) : 0;
+}
 
-int attention_forward(const AttentionParams& p, Stream stream) {
+int attention_forward(const AttentionParams& call, Stream stream) {
+  const AttentionParams p = bounded(call);
+  if (const int error = check_sizes(p)) return error;
   return is_decode(p) ? attention_decode(p, stream) : launch_instance<Forward>(p, stream);
 }
 

@@ -24,6 +24,30 @@ struct AttentionLaunch {
   }
 };
 
+// The call as kernels and workspaces take it. No packed sequence is longer than all rows together; bounds and pages are
+// numbers of 32 bits, so they reach no further; and there is nothing in a cache without pages.
+inline AttentionParams bounded(AttentionParams p) {
+  const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
+  if (p.cu_seqlens_q != nullptr) {
+    p.total_q = least(p.total_q, INT32_MAX), p.total_k = least(p.total_k, INT32_MAX);
+    p.seqlen_q = least(p.seqlen_q, p.total_q), p.seqlen_k = least(p.seqlen_k, p.total_k);
+  }
+  if (p.block_table != nullptr && p.num_pages == 0) p.seqlen_k = 0;
+  p.num_pages = least(p.num_pages, INT32_MAX);
+  // No sequence is as long, and sums of positions and these must not overflow.
+  p.window_left = least(p.window_left, INT32_MAX), p.window_right = least(p.window_right, INT32_MAX);
+  return p;
+}
+
+// 0, or kTooLong: kernels count positions, batch entries x heads, and the queries of heads that share keys in 32 bits, and
+// positions with room for differences and for what is past the last.
+inline int check_sizes(const AttentionParams& p) {
+  constexpr int64_t kPositions = int64_t{1} << 30;
+  if (p.seqlen_q > kPositions || p.seqlen_k > kPositions) return kTooLong;
+  if (p.batch > 0 && p.heads > INT32_MAX / p.batch) return kTooLong;
+  return p.heads_kv > 0 && p.seqlen_q > 0 && p.heads / p.heads_kv > INT32_MAX / p.seqlen_q ? kTooLong : 0;
+}
+
 // Whether something happens to a score besides scaling. Then softmax works on logits; else on q . k itself, whose scale is
 // part of the exponential. (Not where that is next to 0: an excluded score is -inf before it is scaled.)
 inline bool has_options(const AttentionParams& p) {

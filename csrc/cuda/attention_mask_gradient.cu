@@ -21,6 +21,11 @@ struct MaskSizes {
         rows(size(p.dmask.stride[2], p.seqlen_q)),
         keys(size(p.dmask.stride[3], p.seqlen_k)) {}
   TW_HOST_DEVICE static int size(int64_t stride, int64_t whole) { return stride == 0 ? 1 : static_cast<int>(whole); }
+
+  // block_x counts (batch, heads, row tiles, key tiles): planes alone may be more than a grid has along y or z.
+  TW_HOST_DEVICE int row_tiles() const { return (rows + kRows - 1) / kRows; }
+  TW_HOST_DEVICE int key_tiles() const { return (keys + kKeys - 1) / kKeys; }
+  int64_t blocks() const { return int64_t{batch} * heads * row_tiles() * key_tiles(); }
 };
 
 struct Span {
@@ -37,9 +42,11 @@ attention_mask_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   const Matrix q_tile{memory}, dout_tile{memory + kRows * kWidth}, k_tile{memory + 2 * kRows * kWidth},
       v_tile{memory + (2 * kRows + kKeys) * kWidth};
   const int head_dim = static_cast<int>(p.head_dim), head_dim_v = static_cast<int>(p.head_dim_v);
-  const int lane = lane_index(), warp_row = 16 * warp_index(), key_tile = block_x(), row_tile = block_y();
+  const int lane = lane_index(), warp_row = 16 * warp_index();
+  const int key_tile = block_x() % mask.key_tiles(), row = block_x() / mask.key_tiles();
+  const int row_tile = row % mask.row_tiles(), plane = row / mask.row_tiles();
   // What is summed: one or all sequences and heads; tiles from the mask's own on, or all.
-  const int mask_b = block_z() / mask.heads, mask_head = block_z() % mask.heads;
+  const int mask_b = plane / mask.heads, mask_head = plane % mask.heads;
   const Span batch = mask.batch == 1 ? Span{0, static_cast<int>(p.batch)} : Span{mask_b, mask_b + 1};
   const Span heads = mask.heads == 1 ? Span{0, static_cast<int>(p.heads)} : Span{mask_head, mask_head + 1};
   const bool all_rows = mask.rows == 1, all_keys = mask.keys == 1;
@@ -129,10 +136,8 @@ attention_mask_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
 struct MaskGradient {
   template <class T, int, bool>
   static int run(const AttentionParams& p, Stream stream) {
-    const MaskSizes mask(p);
-    const Dim3 grid{(mask.keys + kKeys - 1) / kKeys, (mask.rows + kRows - 1) / kRows, mask.batch * mask.heads};
-    return launch("attention_mask_gradient", attention_mask_gradient_kernel<T>, grid, kThreads, kShared<T>, stream,
-                  AttentionLaunch::of<T>(p));
+    return launch<attention_mask_gradient_kernel<T>>({MaskSizes(p).blocks()}, kThreads, kShared<T>, stream,
+                                                     AttentionLaunch::of<T>(p));
   }
 };
 

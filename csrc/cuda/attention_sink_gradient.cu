@@ -34,8 +34,8 @@ attention_sink_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
 struct SinkGradient {
   template <class T, int, bool>
   static int run(const AttentionParams& p, Stream stream) {
-    return launch("attention_sink_gradient", attention_sink_gradient_kernel<T>, {static_cast<int>(p.heads), 1, 1},
-                  kThreads, kThreads / kWarpSize * int{sizeof(float)}, stream, AttentionLaunch::of<T>(p));
+    return launch<attention_sink_gradient_kernel<T>>({p.heads}, kThreads, kThreads / kWarpSize * int{sizeof(float)},
+                                                     stream, AttentionLaunch::of<T>(p));
   }
 };
 
@@ -45,14 +45,18 @@ int attention_sink_gradient(const AttentionParams& p, Stream stream) {
   return launch_instance<SinkGradient>(p, stream);
 }
 
-int64_t attention_backward_workspace(const AttentionParams& p) { return delta_bytes(p); }
+int64_t attention_backward_workspace(const AttentionParams& call) { return delta_bytes(bounded(call)); }
 
-int attention_backward(const AttentionParams& p, Stream stream) {
-  int error = attention_backward_rows(p, stream);
-  if (error == 0 && (p.dk.data != nullptr || p.dv.data != nullptr)) error = attention_backward_keys(p, stream);
-  if (error == 0 && p.dmask.data != nullptr) error = attention_mask_gradient(p, stream);
-  if (error == 0 && p.dsinks.data != nullptr) error = attention_sink_gradient(p, stream);
-  return error;
+int attention_backward(const AttentionParams& call, Stream stream) {
+  const AttentionParams p = bounded(call);
+  if (const int error = check_sizes(p)) return error;
+  return launch_all(stream, [&](Stream s) {
+    int error = attention_backward_rows(p, s);
+    if (error == 0 && (p.dk.data != nullptr || p.dv.data != nullptr)) error = attention_backward_keys(p, s);
+    if (error == 0 && p.dmask.data != nullptr) error = attention_mask_gradient(p, s);
+    if (error == 0 && p.dsinks.data != nullptr) error = attention_sink_gradient(p, s);
+    return error;
+  });
 }
 
 }  // namespace tilewright::gpu

@@ -69,14 +69,13 @@ ffn_sum_kernel(TW_KERNEL_ARGUMENT FfnSum p) {
 template <class T>
 int drop(const FfnDrop& d, Stream stream) {
   const int64_t blocks = (d.rows + kDropRows - 1) / kDropRows * ((d.columns + kDropColumns - 1) / kDropColumns);
-  return launch("ffn_drop", ffn_drop_kernel<T>, {static_cast<int>(blocks), 1, 1}, kThreads,
-                kThreads * 4 * int{sizeof(float)}, stream, d);
+  return launch<ffn_drop_kernel<T>>({blocks}, kThreads, kThreads * 4 * int{sizeof(float)}, stream, d);
 }
 
 template <class T>
 int sum(const FfnSum& s, Stream stream) {
-  return launch("ffn_sum", ffn_sum_kernel<T>, {static_cast<int>((s.columns + kWarpSize - 1) / kWarpSize), 1, 1},
-                kThreads, kThreads * int{sizeof(float)}, stream, s);
+  return launch<ffn_sum_kernel<T>>({(s.columns + kWarpSize - 1) / kWarpSize}, kThreads, kThreads * int{sizeof(float)},
+                                   stream, s);
 }
 
 // Where in the workspace everything is that is wanted; null where it is not.
@@ -175,12 +174,14 @@ int run(const FfnParams& p, Stream stream) {
 int64_t ffn_backward_workspace(const FfnParams& p) { return Plan::of(p).bytes; }
 
 int ffn_backward(const FfnParams& p, Stream stream) {
-  switch (p.dtype) {
-    case DType::kFloat32: return run<float>(p, stream);
-    case DType::kFloat16: return run<Half>(p, stream);
-    case DType::kBFloat16: return run<BFloat16>(p, stream);
-    default: return kUnsupported;
-  }
+  return launch_all(stream, [&](Stream s) {
+    switch (p.dtype) {
+      case DType::kFloat32: return run<float>(p, s);
+      case DType::kFloat16: return run<Half>(p, s);
+      case DType::kBFloat16: return run<BFloat16>(p, s);
+      default: return kUnsupported;
+    }
+  });
 }
 
 }  // namespace tilewright::gpu

@@ -96,8 +96,8 @@ ffn_few_rows_kernel(TW_KERNEL_ARGUMENT FfnProduct p) {
 template <class T>
 int run(const FfnProduct& p, Stream stream) {
   const int64_t columns = p.paired ? kColumns / 2 : kColumns;
-  return launch("ffn_few_rows", ffn_few_rows_kernel<T>, {static_cast<int>((p.n + columns - 1) / columns), 1, 1},
-                kThreads, kPartBytes + Result::kBytes, stream, p);
+  return launch<ffn_few_rows_kernel<T>>({(p.n + columns - 1) / columns}, kThreads, kPartBytes + Result::kBytes, stream,
+                                        p);
 }
 
 }  // namespace

@@ -20,6 +20,9 @@ struct Sizes {
   static constexpr int kShared = kStageBytes > Result::kBytes ? kStageBytes : Result::kBytes;
 };
 
+// Blocks that run at the same time form a square, so many rows high, which needs few different operands.
+constexpr int kHigh = 8;
+
 // Columns of the result that a block has.
 template <int kSize>
 TW_DEVICE int columns_of(const FfnProduct& p) {
@@ -33,9 +36,8 @@ ffn_product_kernel(TW_KERNEL_ARGUMENT FfnProduct p) {
   const int columns = columns_of<kSize>(p);
   const int row_blocks = static_cast<int>((p.m + kSize - 1) / kSize);
   const int column_blocks = static_cast<int>((p.n + columns - 1) / columns);
-  // Blocks that run at the same time form a square, eight rows high, which needs few different operands.
-  const int high = 8, area = high * column_blocks, top = block_x() / area * high;
-  const int height = row_blocks - top < high ? row_blocks - top : high;
+  const int area = kHigh * column_blocks, top = block_x() / area * kHigh;
+  const int height = row_blocks - top < kHigh ? row_blocks - top : kHigh;
   const int row_block = top + block_x() % area % height, column_block = block_x() % area / height;
   const int64_t row = int64_t{row_block} * kSize, column = int64_t{column_block} * columns;
 
@@ -58,9 +60,10 @@ template <class T, int kSize, Layout kLayout>
 int run_layout(const FfnProduct& p, Stream stream) {
   using S = Sizes<T, kSize, kLayout>;
   const int64_t columns = p.paired ? kSize / 2 : kSize;
-  const int64_t blocks = (p.m + kSize - 1) / kSize * ((p.n + columns - 1) / columns);
-  return launch("ffn_product", ffn_product_kernel<T, kSize, kLayout>, {static_cast<int>(blocks), 1, 1},
-                S::Block::kThreads, S::kShared, stream, p);
+  const int64_t column_blocks = (p.n + columns - 1) / columns, blocks = (p.m + kSize - 1) / kSize * column_blocks;
+  if (kHigh * column_blocks > INT32_MAX)
+    return kTooManyBlocks;  // which the kernel counts, also where it has fewer rows
+  return launch<ffn_product_kernel<T, kSize, kLayout>>({blocks}, S::Block::kThreads, S::kShared, stream, p);
 }
 
 template <class T, int kSize>

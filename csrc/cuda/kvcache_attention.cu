@@ -7,17 +7,18 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// Block: new position block_y of batch entry and key head block_x.
+// A block for each new position: block_x counts (B, Hkv, S_new).
 template <class T>
 TW_KERNEL(kThreads)
 kvcache_append_kernel(TW_KERNEL_ARGUMENT AttentionParams p) {
-  const Sequence s = find_sequence(p, block_x() / static_cast<int>(p.heads_kv));
-  const int head = block_x() % static_cast<int>(p.heads_kv);
-  const int64_t j = s.seqlen_k - p.seqlen_new + block_y();
+  const int fresh = static_cast<int>(p.seqlen_new), heads = static_cast<int>(p.heads_kv);
+  const int position = block_x() % fresh, plane = block_x() / fresh, head = plane % heads;
+  const Sequence s = find_sequence(p, plane / heads);
+  const int64_t j = int64_t{s.seqlen_k} - fresh + position;
   if (j < 0) return;
-  const auto copy = [&](const View4& cache, const View4& fresh, int64_t width) {
+  const auto copy = [&](const View4& cache, const View4& given, int64_t width) {
     const Global<T> to = find_key_rows<T>(p, cache, s, head)(j);
-    const Global<const T> from = find_rows<const T>(fresh, s, head, 0)(block_y());
+    const Global<const T> from = find_rows<const T>(given, s, head, 0)(position);
     for (int64_t c = thread_index(); c < width; c += kThreads) to.store(c, from.load(c));
   };
   copy(p.k, p.k_new, p.head_dim);
@@ -27,8 +28,7 @@ kvcache_append_kernel(TW_KERNEL_ARGUMENT AttentionParams p) {
 struct Append {
   template <class T, int, bool>
   static int run(const AttentionParams& p, Stream stream) {
-    const Dim3 grid{static_cast<int>(p.batch * p.heads_kv), static_cast<int>(p.seqlen_new), 1};
-    return launch("kvcache_append", kvcache_append_kernel<T>, grid, kThreads, 0, stream, p);
+    return launch<kvcache_append_kernel<T>>({p.batch * p.heads_kv * p.seqlen_new}, kThreads, 0, stream, p);
   }
 };
 
@@ -36,10 +36,13 @@ struct Append {
 
 int64_t kvcache_attention_workspace(const AttentionParams& p) { return attention_forward_workspace(p); }
 
-int kvcache_attention(const AttentionParams& p, Stream stream) {
-  if (p.k_new.data != nullptr && p.v_new.data != nullptr)
-    if (const int error = launch_instance<Append>(p, stream)) return error;
-  return attention_forward(p, stream);
+int kvcache_attention(const AttentionParams& call, Stream stream) {
+  if (call.k_new.data == nullptr || call.v_new.data == nullptr) return attention_forward(call, stream);
+  const AttentionParams p = bounded(call);
+  return launch_all(stream, [&](Stream s) {
+    if (const int error = launch_instance<Append>(p, s)) return error;
+    return attention_forward(p, s);
+  });
 }
 
 }  // namespace tilewright::gpu

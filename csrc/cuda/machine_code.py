@@ -1,11 +1,11 @@
 """The tables of what every CUDA kernel compiles to: ``python csrc/cuda/machine_code.py`` builds the module and writes
 them.
 
-One file per source, tests/cuda/machine_code/<source>.json: for each architecture and each kernel in the module,
-registers and stack bytes of a thread, static shared memory (on sm_90 the system's 1024 bytes are part of it),
-instructions that store to and load from local memory (spills, or arrays that are no registers), and instructions that
-multiply matrices (HMMA), load them from shared memory (LDSM) and copy to it (LDGSTS). It needs no GPU. Tests hold the
-tables against limits, and the module against the tables.
+One file per source, tests/cuda/machine_code/<source>.json: for each architecture and each kernel in the module, the
+most threads of a block, registers and stack bytes of a thread, static shared memory (on sm_90 the system's 1024 bytes
+are part of it), instructions that store to and load from local memory (spills, or arrays that are no registers), and
+instructions that multiply matrices (HMMA), load them from shared memory (LDSM) and copy to it (LDGSTS). It needs no
+GPU. Tests hold the tables against limits, the module against the tables, and launches in the emulator as well.
 
 It stands with the sources, since a table is of sources: it tells whether they have changed. Nothing of it is installed.
 """
@@ -129,6 +129,8 @@ def read_cubin(cubin: Path) -> tuple[str, dict[str, Row]] | None:
     # Without data-flow analysis, which would only cost time.
     parts = re.split(r"^\.text\.(\S+):$", _run(find_tool("nvdisasm"), "-ndf", "-c", cubin), flags=re.MULTILINE)
     code = dict(zip(parts[1::2], parts[2::2], strict=True))
+    parts = re.split(r"^\.nv\.info\.(\S+)$", _run(find_tool("cuobjdump"), "-elf", cubin), flags=re.MULTILINE)
+    information = dict(zip(parts[1::2], parts[2::2], strict=True))
     names = _run(find_tool("c++filt"), text="\n".join(mangled for mangled, _ in usage)).splitlines()
     rows: dict[str, Row] = {}
     found: set[str] = set()
@@ -139,7 +141,11 @@ def read_cubin(cubin: Path) -> tuple[str, dict[str, Row]] | None:
         found.add(anonymous[1])
         numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED):(\d+)", line)}
         counts = {key: len(re.findall(rf"\b{word}\b", code[mangled])) for key, word in COUNTED.items()}
-        row = {"registers": numbers["REG"], "stack": numbers["STACK"], "shared": numbers["SHARED"], **counts}
+        threads = re.search(r"EIATTR_MAX_THREADS\s+Format:.*\s+Value:\s+(0x[0-9a-f]+)", information[mangled])
+        if threads is None:
+            raise Unreadable(f"{demangled} has no launch bound, which TW_KERNEL gives it")
+        row = {"threads": int(threads[1], 16), "registers": numbers["REG"], "stack": numbers["STACK"]}
+        row |= {"shared": numbers["SHARED"], **counts}
         name = short_name(demangled)
         if name in rows:
             raise Unreadable(f"two kernels of {anonymous[1]}.cu are called {name}")

@@ -103,9 +103,6 @@ softmax_backward_across_kernel(TW_KERNEL_ARGUMENT SoftmaxLaunch l) {
 }
 
 struct Kernels {
-  static constexpr const char* kName = "softmax_backward";
-  static constexpr const char* kLoopedName = "softmax_backward_looped";
-  static constexpr const char* kAcrossName = "softmax_backward_across";
   template <class T, int V, bool kBlock>
   static constexpr auto kRows = softmax_backward_kernel<T, V, kBlock>;
   template <class T, int V, int kPhase>

@@ -120,9 +120,6 @@ softmax_forward_across_kernel(TW_KERNEL_ARGUMENT SoftmaxLaunch l) {
 }
 
 struct Kernels {
-  static constexpr const char* kName = "softmax_forward";
-  static constexpr const char* kLoopedName = "softmax_forward_looped";
-  static constexpr const char* kAcrossName = "softmax_forward_across";
   template <class T, int V, bool kBlock>
   static constexpr auto kRows = softmax_forward_kernel<T, V, kBlock>;
   template <class T, int V, int kPhase>

@@ -188,30 +188,28 @@ void softmax_divide(SoftmaxLaunch& l) {
 }
 // Several rows share a block of four warps.
 inline int softmax_block(const SoftmaxLaunch& l) { return l.lanes > kWarpSize ? l.lanes : 4 * kWarpSize; }
-inline Dim3 softmax_grid(const SoftmaxLaunch& l) {
+inline Grid softmax_grid(const SoftmaxLaunch& l) {
   const int64_t rows = softmax_block(l) / l.lanes;
-  return {static_cast<int>((l.rows + rows - 1) / rows), l.pieces, 1};
+  return {(l.rows + rows - 1) / rows, l.pieces};
 }
 inline int softmax_across_block(const SoftmaxParams& p) { return p.n < 8 ? kWarpSize : 8 * kWarpSize; }
-inline Dim3 softmax_across_grid(const SoftmaxLaunch& l) {
-  return {static_cast<int>((l.rows + kWarpSize - 1) / kWarpSize), 1, 1};
-}
+inline Grid softmax_across_grid(const SoftmaxLaunch& l) { return {(l.rows + kWarpSize - 1) / kWarpSize}; }
 
-// Launches a call. Kernels has the names, and the kernels as variables: kRows<T, V, kBlock>, kLooped<T, V, kPhase> and
-// kAcross<T>, which needs kAcrossBytes of shared memory for each thread. vectors: whether all tensors can be read so.
+// Launches a call. Kernels has the kernels as variables: kRows<T, V, kBlock>, kLooped<T, V, kPhase> and kAcross<T>, which
+// needs kAcrossBytes of shared memory for each thread. vectors: whether all tensors can be read so.
 template <class Kernels, class T, int V>
 int softmax_launch_rows(SoftmaxLaunch l, Stream stream) {
   softmax_divide<V>(l);
-  const Dim3 grid = softmax_grid(l);
-  const int threads = softmax_block(l);
-  const auto run = [&](const char* name, auto kernel) { return launch(name, kernel, grid, threads, 128, stream, l); };
+  const Grid grid = softmax_grid(l);
+  const int threads = softmax_block(l), shared_bytes = 128;
   if (l.piece > 0) {
-    if (l.pieces == 1) return run(Kernels::kLoopedName, Kernels::template kLooped<T, V, 0>);
-    if (const int error = run(Kernels::kLoopedName, Kernels::template kLooped<T, V, 1>)) return error;
-    return run(Kernels::kLoopedName, Kernels::template kLooped<T, V, 2>);
+    if (l.pieces == 1) return launch<Kernels::template kLooped<T, V, 0>>(grid, threads, shared_bytes, stream, l);
+    if (const int error = launch<Kernels::template kLooped<T, V, 1>>(grid, threads, shared_bytes, stream, l))
+      return error;
+    return launch<Kernels::template kLooped<T, V, 2>>(grid, threads, shared_bytes, stream, l);
   }
-  return l.lanes > kWarpSize ? run(Kernels::kName, Kernels::template kRows<T, V, true>)
-                             : run(Kernels::kName, Kernels::template kRows<T, V, false>);
+  return l.lanes > kWarpSize ? launch<Kernels::template kRows<T, V, true>>(grid, threads, shared_bytes, stream, l)
+                             : launch<Kernels::template kRows<T, V, false>>(grid, threads, shared_bytes, stream, l);
 }
 
 template <class Kernels, class T>
@@ -219,8 +217,8 @@ int softmax_launch_type(const SoftmaxLaunch& l, bool vectors, Stream stream) {
   if (l.rows == 0 || l.call.n == 0) return 0;
   if (l.call.x_stride != 1 && l.call.n > 1) {
     const int threads = softmax_across_block(l.call);
-    return launch(Kernels::kAcrossName, Kernels::template kAcross<T>, softmax_across_grid(l), threads,
-                  threads * Kernels::kAcrossBytes, stream, l);
+    return launch<Kernels::template kAcross<T>>(softmax_across_grid(l), threads, threads * Kernels::kAcrossBytes,
+                                                stream, l);
   }
   return vectors ? softmax_launch_rows<Kernels, T, kSoftmaxVector<T>>(l, stream)
                  : softmax_launch_rows<Kernels, T, 1>(l, stream);

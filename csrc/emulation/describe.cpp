@@ -33,6 +33,14 @@ void add_heads(GlobalMemory& memory, const char* name, const View4& v, DType dty
   memory.add(name, v.data, static_cast<size_t>(size_of(dtype)), sizes, strides, 4, use);
 }
 
+// A mask or its gradient. Along a dimension that it is broadcast over it has one element, also where there are none.
+void add_mask(GlobalMemory& memory, const char* name, const View4& v, DType dtype, const AttentionParams& p, Use use) {
+  int64_t sizes[4] = {p.batch, p.heads, p.seqlen_q, p.seqlen_k};
+  for (int d = 0; d < 4; ++d)
+    if (v.stride[d] == 0) sizes[d] = 1;
+  memory.add(name, v.data, static_cast<size_t>(size_of(dtype)), sizes, v.stride, 4, use);
+}
+
 // What forward and backward read: the operands, and what the options need.
 void describe_attention_inputs(const AttentionParams& p, GlobalMemory& memory) {
   const bool packed = p.cu_seqlens_q != nullptr, paged = p.block_table != nullptr;
@@ -50,8 +58,7 @@ void describe_attention_inputs(const AttentionParams& p, GlobalMemory& memory) {
     const int64_t strides[2] = {p.block_table_stride, 1};
     memory.add("block_table", p.block_table, sizeof(int32_t), table, strides, 2, Use::kInput);
   }
-  const int64_t mask[4] = {p.batch, p.heads, p.seqlen_q, p.seqlen_k};
-  memory.add("mask", p.mask.data, static_cast<size_t>(size_of(p.mask_dtype)), mask, p.mask.stride, 4, Use::kInput);
+  add_mask(memory, "mask", p.mask, p.mask_dtype, p, Use::kInput);
   const int64_t slopes[2] = {p.batch, p.heads};
   memory.add("alibi_slopes", p.alibi_slopes.data, 4, slopes, p.alibi_slopes.stride, 2, Use::kInput);
   memory.add("sinks", p.sinks.data, static_cast<size_t>(size_of(p.sinks_dtype)), &p.heads, p.sinks.stride, 1,
@@ -108,8 +115,7 @@ void describe_attention_backward(const AttentionParams& p, int64_t workspace_byt
   add("dq", p.dq, p.dtype, p.heads, rows, p.head_dim, Use::kOutput);
   add("dk", p.dk, p.dtype, p.heads_kv, keys, p.head_dim, Use::kOutput);
   add("dv", p.dv, p.dtype, p.heads_kv, keys, p.head_dim_v, Use::kOutput);
-  const int64_t mask[4] = {p.batch, p.heads, p.seqlen_q, p.seqlen_k};
-  memory.add("dmask", p.dmask.data, sizeof(float), mask, p.dmask.stride, 4, Use::kOutput);
+  add_mask(memory, "dmask", p.dmask, DType::kFloat32, p, Use::kOutput);
   memory.add("dsinks", p.dsinks.data, sizeof(float), &p.heads, p.dsinks.stride, 1, Use::kOutput);
   add_bytes(memory, "workspace", p.workspace, workspace_bytes, Use::kOutput);
 }

@@ -35,7 +35,7 @@ TW_KERNEL(kThreads) row_sums_kernel(TW_KERNEL_ARGUMENT RowSums p) {
 }
 
 int row_sums(const RowSums& p, int rows, Stream stream) {
-  return launch("row_sums", row_sums_kernel, Dim3{rows, 1, 1}, kThreads, kThreads * int{sizeof(float)}, stream, p);
+  return launch<row_sums_kernel>({rows}, kThreads, kThreads * int{sizeof(float)}, stream, p);
 }
 
 }  // namespace example
@@ -50,10 +50,9 @@ int main() {
   GlobalMemory memory;
   memory.add("x", x.data(), sizeof(float), kSizes, kStrides, 2, GlobalMemory::Use::kInput);
   memory.add("sums", sums.data(), sizeof(float), kSizes, kStrides + 1, 1, GlobalMemory::Use::kOutput);
-  tilewright::gpu::Session session{&memory, 0};  // 0: the seed of the schedule
-  tilewright::gpu::session() = &session;
   try {
-    example::row_sums({x.data(), sums.data()}, kRows, nullptr);
+    tilewright::emulation::run(memory, {/* the seed of the schedule */ 0},
+                               [&] { return example::row_sums({x.data(), sums.data()}, kRows, {}); });
   } catch (const tilewright::emulation::KernelFault& fault) {
     std::puts(fault.what());
     return 1;

@@ -31,7 +31,6 @@ void GlobalMemory::add(const char* name, const void* data, size_t element, const
     range.written |= it->written;
     ranges_.erase(it);
   }
-  if (range.writable) range.writers.assign(range.end - range.begin, 0);
   const auto above = [&](const Range& r) { return r.begin > range.begin; };
   ranges_.insert(std::find_if(ranges_.begin(), ranges_.end(), above), std::move(range));
 }
@@ -58,10 +57,12 @@ std::string GlobalMemory::describe(uintptr_t address) const {
   return "byte " + std::to_string(address - nearest->begin) + " of " + name;
 }
 
-void GlobalMemory::begin_launch() {
-  for (Range& r : ranges_)
+void GlobalMemory::begin_launch(bool history) {
+  for (Range& r : ranges_) {
+    if (history && r.writable && r.writers.empty()) r.writers.assign(r.end - r.begin, 0);
     for (uint32_t& writer : r.writers)
       if (writer != 0) writer = Range::kEarlier;
+  }
 }
 
 }  // namespace tilewright::emulation

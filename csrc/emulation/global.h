@@ -14,7 +14,7 @@ struct Range {
   uintptr_t begin, end;
   bool writable;
   bool written;  // before the launch; what is not must be written before it is read
-  // Of writable ranges: for each byte 0, or who wrote it: 1 + the number of the block, or kEarlier.
+  // Of writable ranges, with history: for each byte 0, or who wrote it: 1 + the number of the block, or kEarlier.
   static constexpr uint32_t kEarlier = 0xFFFFFFFFu;
   std::vector<uint32_t> writers;
 
@@ -36,8 +36,8 @@ class GlobalMemory {
   Range* find(uintptr_t address);
   // "q, 3 elements past its end": where an address is with regard to the tensors.
   std::string describe(uintptr_t address) const;
-  // A launch begins: what was written is there for all its blocks.
-  void begin_launch();
+  // A launch begins: what was written is there for all its blocks. history: whether it is kept who writes what.
+  void begin_launch(bool history);
 
  private:
   std::vector<Range> ranges_;  // by address

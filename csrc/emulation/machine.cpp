@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <set>
 
 namespace tilewright::emulation {
 namespace {
@@ -25,19 +26,32 @@ Machine& machine() {
 void Machine::run(const Launch& launch, GlobalMemory& memory, const std::function<void()>& kernel) {
   launch_ = &launch, memory_ = &memory, kernel_ = &kernel;
   fault_.reset();
-  memory.begin_launch();
+  memory.begin_launch(launch.history);
   random_.seed(launch.seed);
   while (stacks_.size() < static_cast<size_t>(launch.threads)) stacks_.push_back(std::make_unique<Stack>(kStackBytes));
-  const int64_t blocks = int64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
-  std::vector<int64_t> order(static_cast<size_t>(blocks));
-  std::iota(order.begin(), order.end(), int64_t{0});
-  std::shuffle(order.begin(), order.end(), random_);
-  for (const int64_t number : order) {
+  for (const int64_t number : draw_blocks()) {
     block_number_ = static_cast<uint32_t>(number);
     block_ = {static_cast<int>(number % launch.grid.x), static_cast<int>(number / launch.grid.x % launch.grid.y),
               static_cast<int>(number / launch.grid.x / launch.grid.y)};
     run_block();
   }
+}
+
+// Their numbers, in the order in which they run.
+std::vector<int64_t> Machine::draw_blocks() {
+  const int64_t count = int64_t{launch_->grid.x} * launch_->grid.y * launch_->grid.z;
+  std::vector<int64_t> order;
+  if (count <= launch_->blocks) {
+    order.resize(static_cast<size_t>(count));
+    std::iota(order.begin(), order.end(), int64_t{0});
+  } else {
+    std::set<int64_t> drawn{0, count - 1};
+    while (static_cast<int64_t>(drawn.size()) < launch_->blocks)
+      drawn.insert(static_cast<int64_t>(random_() % static_cast<uint64_t>(count)));
+    order.assign(drawn.begin(), drawn.end());
+  }
+  std::shuffle(order.begin(), order.end(), random_);
+  return order;
 }
 
 void Machine::run_block() {
@@ -208,6 +222,7 @@ void Machine::check_global(const void* p, size_t bytes, bool write, Here here) {
     if (write) fail(Fault::kGlobalReadOnly, here, "writes to an input, " + memory_->describe(address));
     return;
   }
+  if (r->writers.empty()) return;
   const uint32_t me = block_number_ + 1;
   uint32_t* writers = r->writers.data() + (address - r->begin);
   for (size_t i = 0; i < bytes; ++i) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
@@ -30,6 +31,8 @@ struct Launch {
   int threads = 0;
   size_t shared_bytes = 0;
   uint64_t seed = 0;
+  bool history = true;  // as in Watch, runtime.h
+  int64_t blocks = std::numeric_limits<int64_t>::max();
 };
 
 struct Thread;
@@ -69,7 +72,7 @@ struct Thread {
 
 class Machine {
  public:
-  // Runs every block of a launch. Throws KernelFault.
+  // Runs the blocks of a launch. Throws KernelFault.
   void run(const Launch& launch, GlobalMemory& memory, const std::function<void()>& kernel);
 
   // --- for the primitives, which run in a thread ---
@@ -103,6 +106,7 @@ class Machine {
 
  private:
   static void enter(void* machine);
+  std::vector<int64_t> draw_blocks();
   void run_block();
   void yield(Thread::State state, Here here);
   void resume(Thread& thread);

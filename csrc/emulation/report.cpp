@@ -18,15 +18,22 @@ const char* fault_name(Fault fault) {
     case Fault::kCopyInFlight: return "copy-in-flight";
     case Fault::kDivergence: return "divergence";
     case Fault::kDeadlock: return "deadlock";
-    case Fault::kBadCall: return "bad-call";
+    case Fault::kLaunchGrid: return "launch-grid";
+    case Fault::kLaunchThreads: return "launch-threads";
+    case Fault::kLaunchRegisters: return "launch-registers";
+    case Fault::kLaunchShared: return "launch-shared";
+    case Fault::kLaunchParameters: return "launch-parameters";
+    case Fault::kLaunchUnlisted: return "launch-unlisted";
+    case Fault::kErrorLeft: return "error-left";
   }
   return "unknown";
 }
 
 std::string Report::text() const {
+  std::string s = std::string(fault_name(fault)) + " in " + kernel;
+  if (!block) return s + ": " + message;
   const char* slash = std::strrchr(here.file, '/');
-  std::string s = std::string(fault_name(fault)) + " in " + kernel + ", block (" + std::to_string(block.x) + ", " +
-                  std::to_string(block.y) + ", " + std::to_string(block.z) + ")";
+  s += ", block (" + std::to_string(block->x) + ", " + std::to_string(block->y) + ", " + std::to_string(block->z) + ")";
   if (thread >= 0) s += ", thread " + std::to_string(thread);
   s += std::string(", ") + (slash != nullptr ? slash + 1 : here.file) + ":" + std::to_string(here.line);
   return s + ": " + message + " (seed " + std::to_string(seed) + ")";

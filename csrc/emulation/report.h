@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -32,25 +33,31 @@ enum class Fault {
   kCopyInFlight,
   kDivergence,
   kDeadlock,
-  kBadCall,
+  kLaunchGrid,
+  kLaunchThreads,
+  kLaunchRegisters,
+  kLaunchShared,
+  kLaunchParameters,
+  kLaunchUnlisted,
+  kErrorLeft,
 };
 
 const char* fault_name(Fault fault);
 
 struct Report {
-  Fault fault = Fault::kBadCall;
+  Fault fault;
   std::string kernel;
-  Dim3 block;
+  std::optional<Dim3> block;  // none of a launch that was not made
   int thread = -1;
   uint64_t seed = 0;
   Here here;
   std::string message;
 
-  // "shared-race in softmax_kernel, block (0, 3, 0), thread 17, softmax.cu:88: ..."
+  // "shared-race in softmax<Half>, block (0, 3, 0), thread 17, softmax.cu:88: ..."
   std::string text() const;
 };
 
-// Thrown by run() for the first fault of a launch.
+// Thrown for the first fault of a launch.
 class KernelFault : public std::runtime_error {
  public:
   explicit KernelFault(Report r) : std::runtime_error(r.text()), report(std::move(r)) {}

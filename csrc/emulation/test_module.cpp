@@ -40,18 +40,16 @@ multiply_kernel(TW_KERNEL_ARGUMENT MultiplyArguments<T> p) {
   for (size_t i = 0; i < 4; ++i) (*p.d)[lane][i] = d[i];
 }
 
-template <class Params>
-void run(void (*kernel)(const Params), const Params& params, int blocks = 1, int threads = 32, int shared_bytes = 0,
+template <auto kernel, class Params>
+void run(const Params& params, const Grid& grid = {}, int threads = 32, int shared_bytes = 0,
          emulation::GlobalMemory memory = {}, uint64_t seed = 0) {
-  Session s{&memory, seed};
-  session() = &s;
-  launch("test", kernel, Dim3{blocks, 1, 1}, threads, shared_bytes, nullptr, params);
+  emulation::run(std::move(memory), {seed}, [&] { return launch<kernel>(grid, threads, shared_bytes, {}, params); });
 }
 
 template <class T, bool kTf32>
 Lanes<std::array<float, 4>> multiply(const Lanes<std::array<uint32_t, 4>>& a, const Lanes<std::array<uint32_t, 2>>& b,
                                      Lanes<std::array<float, 4>> d) {
-  run(&multiply_kernel<T, kTf32>, MultiplyArguments<T>{&a, &b, &d});
+  run<multiply_kernel<T, kTf32>>(MultiplyArguments<T>{&a, &b, &d});
   return d;
 }
 
@@ -139,6 +137,54 @@ TW_KERNEL(64) reverse_kernel(TW_KERNEL_ARGUMENT Reverse p) {
   p.y.store(to, value);
 }
 
+// --- the runtime ---
+
+struct Large {
+  char bytes[4097];
+};
+TW_KERNEL(64) idle_kernel(TW_KERNEL_ARGUMENT int) {}
+TW_KERNEL(64) large_kernel(TW_KERNEL_ARGUMENT Large) {}
+
+// The functions as they are, and launch() over them.
+void add_runtime(py::module_& m) {
+  using Shape = std::array<unsigned, 3>;
+  const auto dims = [](Shape s) { return dim3(s[0], s[1], s[2]); };
+  m.def("get_last_error", [] { return static_cast<int>(cudaGetLastError()); });
+  m.def("peek_at_last_error", [] { return static_cast<int>(cudaPeekAtLastError()); });
+  m.def("set_sticky_error", [](int error) { emulation::set_sticky_error(static_cast<cudaError_t>(error)); });
+  m.def("ask_for_shared_memory", [](int bytes) {
+    return static_cast<int>(
+        cudaFuncSetAttribute(function_of<idle_kernel>(), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  });
+  // clear: as launch() does, so that what is wrong is reported and nothing is left behind.
+  m.def(
+      "launch_kernel",
+      [=](Shape grid, Shape block, size_t shared_bytes, bool large, bool clear) {
+        return emulation::run({}, {}, [&] {
+          const void* function = large ? function_of<large_kernel>() : function_of<idle_kernel>();
+          Large parameters{};
+          void* arguments[] = {&parameters};
+          const cudaError_t error =
+              cudaLaunchKernel(function, dims(grid), dims(block), arguments, shared_bytes, nullptr);
+          return static_cast<int>(clear ? answered(error) : error);
+        });
+      },
+      py::arg("grid") = Shape{1, 1, 1}, py::arg("block") = Shape{32, 1, 1}, py::kw_only(), py::arg("shared_bytes") = 0,
+      py::arg("large") = false, py::arg("clear") = true);
+  m.def(
+      "launch",
+      [](std::array<int64_t, 3> grid, int threads, int shared_bytes, bool checking) {
+        return emulation::run({}, {}, [&] {
+          return launch<idle_kernel>({grid[0], grid[1], grid[2]}, threads, shared_bytes, {nullptr, checking}, 0);
+        });
+      },
+      py::arg("grid"), py::arg("threads") = 32, py::arg("shared_bytes") = 0, py::arg("checking") = false);
+  m.def("set_compiled", [](const std::string& name, int registers, int threads, int shared_bytes) {
+    emulation::set_compiled({{name, {registers, threads, shared_bytes}}});
+  });
+  m.def("forget_compiled", [] { emulation::set_compiled({}); });
+}
+
 }  // namespace
 }  // namespace tilewright::gpu
 
@@ -151,12 +197,12 @@ PYBIND11_MODULE(_emulation_test, m) {
   m.def("multiply_tf32", &gpu::multiply<float, true>);
   m.def("load_matrices", [](const std::array<uint16_t, 256>& memory, const gpu::Lanes<int>& rows, bool transposed) {
     gpu::Lanes<std::array<uint32_t, 4>> out{};
-    gpu::run(&gpu::load_kernel, gpu::LoadArguments{&memory, &rows, &out, transposed}, 1, 32, 512);
+    gpu::run<gpu::load_kernel>(gpu::LoadArguments{&memory, &rows, &out, transposed}, {}, 32, 512);
     return out;
   });
   m.def("shuffle", [](const std::string& kind, const gpu::Lanes<float>& values, int argument, uint32_t mask) {
     gpu::Lanes<float> out{};
-    gpu::run(&gpu::shuffle_kernel, gpu::ShuffleArguments{kind, &values, argument, mask, &out});
+    gpu::run<gpu::shuffle_kernel>(gpu::ShuffleArguments{kind, &values, argument, mask, &out});
     return out;
   });
   m.def("reverse", [](py::array_t<float> x, const std::string& wrong, uint64_t seed) {
@@ -165,8 +211,9 @@ PYBIND11_MODULE(_emulation_test, m) {
     GlobalMemory memory;
     memory.add("x", x.data(), 4, sizes, strides, 1, GlobalMemory::Use::kInput);
     memory.add("y", y.data(), 4, sizes, strides, 1, GlobalMemory::Use::kOutput);
-    gpu::run(&gpu::reverse_kernel, gpu::Reverse{{x.data()}, {y.mutable_data()}, wrong}, static_cast<int>(x.size() / 64),
-             64, 64 * 4, std::move(memory), seed);
+    gpu::run<gpu::reverse_kernel>(gpu::Reverse{{x.data()}, {y.mutable_data()}, wrong}, {x.size() / 64}, 64, 64 * 4,
+                                  std::move(memory), seed);
     return y;
   });
+  gpu::add_runtime(m);
 }

@@ -40,7 +40,7 @@ def test_a_right_kernel_is_right_in_any_order(emulator: Any, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_wrong_kernel_is_reported(emulator: Any, wrong: str, seed: int) -> None:
     with pytest.raises(
-        emulator.KernelFault, match=rf"^({FAULTS[wrong]}) in test, block \(\d, 0, 0\).*test_module\.cpp:\d+: .*seed"
+        emulator.KernelFault, match=rf"^({FAULTS[wrong]}) in reverse, block \(\d, 0, 0\).*test_module\.cpp:\d+: .*seed"
     ):
         emulator.reverse(X, wrong, seed)
 

@@ -37,6 +37,12 @@ TW_DEVICE int grid_x() { return static_cast<int>(gridDim.x); }
 TW_DEVICE int grid_y() { return static_cast<int>(gridDim.y); }
 TW_DEVICE int grid_z() { return static_cast<int>(gridDim.z); }
 
+// A kernel as the runtime's functions take it.
+template <auto kernel>
+const void* function_of() {
+  return reinterpret_cast<const void*>(kernel);
+}
+
 // All threads of the block, at the same place in the source. Orders their memory accesses.
 TW_DEVICE void sync_block(Here = {}) { __syncthreads(); }
 // The lanes of the warp named in mask. Orders their memory accesses.

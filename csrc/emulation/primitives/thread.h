@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../machine.h"
+#include "../runtime.h"
 
 #define TW_KERNEL(max_threads) void
 #define TW_KERNEL_OF_BLOCKS(max_threads, blocks) void

@@ -20,8 +20,8 @@ from ..ops.attention import OP as ATTENTION_OP
 from ..ops.attention import AttentionCall
 from ..ops.ffn import ACTIVATIONS, FfnCall
 from ..ops.ffn import OP as FFN_OP
+from ..ops.kvcache_attention import MAX_SPLITS, KvcacheAttentionCall, capacity
 from ..ops.kvcache_attention import OP as KVCACHE_OP
-from ..ops.kvcache_attention import KvcacheAttentionCall, capacity
 from ..ops.softmax import OP as SOFTMAX_OP
 from ..ops.softmax import SoftmaxCall, causal_shift
 from ..ops.varlen_attention import OP as VARLEN_OP
@@ -131,7 +131,7 @@ def _kvcache_forward(kernels: Kernels, call: KvcacheAttentionCall) -> tuple[Tens
     p.q, p.k, p.v, p.out, p.lse = _view(q), _view(call.k_cache), _view(v), _view(outputs[0]), _view(outputs[1])
     p.batch, p.heads, p.seqlen_q, p.head_dim = q.shape
     _, p.heads_kv, p.page_size, p.head_dim_v = v.shape
-    p.num_pages, p.seqlen_k, p.num_splits = v.shape[0], capacity(call), call.num_splits
+    p.num_pages, p.seqlen_k, p.num_splits = v.shape[0], capacity(call), min(call.num_splits, MAX_SPLITS)
     lengths = call.cache_seqlens
     if call.k is not None and call.v is not None:
         p.k_new, p.v_new, p.seqlen_new = _view(call.k), _view(call.v), call.k.shape[2]
