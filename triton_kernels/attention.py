@@ -91,12 +91,13 @@ def _attend(
     return acc, m, total
 
 
-# Numbers that change from call to call and would only make the compiler work again. (Strides and head dims say how wide
-# loads may be.)
+# Numbers that change from call to call, for which nothing is compiled again. Of the others, strides and head dims, the
+# compiler has to know whether they are multiples of 16, since that says how wide loads may be.
 @triton.jit(
     do_not_specialize=[
         "heads", "group", "seqlen_q", "seqlen_k", "total_q", "total_k", "left", "right", "pages", "splits",
-        "stride_slopes_b", "stride_slopes_h", "stride_table",
+        "stride_slopes_b", "stride_slopes_h", "stride_table", "stride_lb", "stride_lh", "stride_ls", "stride_tb",
+        "stride_th",
     ]
 )  # fmt: skip
 def attention_forward(
@@ -112,7 +113,9 @@ def attention_forward(
     HAS_STATS: tl.constexpr, SIGNED: tl.constexpr, TMA: tl.constexpr, CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """With TMA, K_BOX and V_BOX describe K and V: see descriptor.py. Of packed and cached sequences the tiles at a
+    """Strides of STATS (t) count rows, of two numbers each.
+
+    With TMA, K_BOX and V_BOX describe K and V: see descriptor.py. Of packed and cached sequences the tiles at a
     border are loaded by pointers: a box would have rows of the next sequence, or unwritten ones, whatever they are.
 
     scale is positive; with SIGNED q is multiplied by `sign`, which is -1 or 0, first.
@@ -217,6 +220,6 @@ def attention_forward(
     tl.store(LSE + batch * stride_lb + at[0] * stride_ls + at[1] * stride_lh, lse, mask=used)
     if HAS_STATS:
         # Of an empty row max = +inf, so that every weight is 0.
-        stats = STATS + batch * stride_tb + at[0] * 2 + at[1] * stride_th
+        stats = STATS + (batch * stride_tb + at[0] + at[1] * stride_th) * 2
         tl.store(stats, tl.where(empty, float("inf"), top), mask=used)
         tl.store(stats + 1, inverse, mask=used)

@@ -110,7 +110,7 @@ def rows_against_keys(
 @triton.jit(
     do_not_specialize=[
         "heads", "group", "seqlen_q", "seqlen_k", "total_q", "total_k", "left", "right", "stride_slopes_b",
-        "stride_slopes_h",
+        "stride_slopes_h", "stride_lb", "stride_lh", "stride_ls", "stride_tb", "stride_th", "stride_eb", "stride_eh",
     ]
 )  # fmt: skip  # see attention_forward
 def attention_backward_rows(
@@ -128,7 +128,7 @@ def attention_backward_rows(
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dQ, and the rows' maximum, 1 / sum and delta to TERMS, (..., rows, 4). Strides: d dOut, g dQ, l dlse, t the
-    statistics, e TERMS. TMA as in attention_forward.
+    statistics, e TERMS, these two in rows. TMA as in attention_forward.
 
     Program (block of rows of a sequence and head)."""
     block, plane, blocks = block_and_plane(seqlen_q, BLOCK_M)
@@ -160,7 +160,7 @@ def attention_backward_rows(
     delta -= dlse
     shift = diagonal(seqlen_q, seqlen_k, TOP_LEFT)
     lo, hi, lo_all, hi_all = key_range(first, last, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
-    stats = STATS + batch * stride_tb + h * stride_th + at * 2
+    stats = STATS + (batch * stride_tb + h * stride_th + at) * 2
     m, inverse = load_statistics(stats, used)
     q = load_rows(queries, i, d, stride_qs, seqlen_q, head_dim)
     mask = MASK_PTR
@@ -197,7 +197,7 @@ def attention_backward_rows(
                     TMA and (part == 1 or not VARLEN), part != 1, -1, BLOCK_N,
                 )  # fmt: skip
                 dq = dot(cast(ds, k.dtype), k, dq)
-    terms = TERMS + batch * stride_eb + h * stride_eh + at * 4
+    terms = TERMS + (batch * stride_eb + h * stride_eh + at) * 4
     tl.store(terms, m, mask=used)
     tl.store(terms + 1, inverse, mask=used)
     tl.store(terms + 2, delta, mask=used)
@@ -212,7 +212,7 @@ def attention_backward_rows(
 @triton.jit(
     do_not_specialize=[
         "heads", "group", "seqlen_q", "seqlen_k", "total_q", "total_k", "left", "right", "stride_slopes_b",
-        "stride_slopes_h",
+        "stride_slopes_h", "stride_eb", "stride_eh",
     ]
 )  # fmt: skip  # see attention_forward
 def attention_backward_keys(
@@ -261,7 +261,7 @@ def attention_backward_keys(
         h = wide(head)
         queries = Q + batch * stride_qb + h * stride_qh + first_q * stride_qs
         gradients = DOUT + batch * stride_db + h * stride_dh + first_q * stride_ds
-        terms = TERMS + batch * stride_eb + h * stride_eh + first_q * 4
+        terms = TERMS + (batch * stride_eb + h * stride_eh + first_q) * 4
         mask = MASK_PTR
         if MASK != "":
             mask = MASK_PTR + b.to(tl.int64) * stride_mask_b + h * stride_mask_h

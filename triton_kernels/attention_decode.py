@@ -46,7 +46,11 @@ def append(
     tl.store(target, tl.load(source, mask=inside, other=0.0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["heads", "group", "seqlen_q", "splits", "rows_padded"])
+@triton.jit(
+    do_not_specialize=[
+        "heads", "group", "seqlen_q", "splits", "rows_padded", "stride_lb", "stride_lh", "stride_ls",
+    ]
+)  # fmt: skip
 def merge(
     PARTS, OUT, LSE, SINKS,
     stride_ob, stride_oh, stride_os, stride_lb, stride_lh, stride_ls,

@@ -17,7 +17,7 @@ from .math import wide
 @triton.jit(
     do_not_specialize=[
         "batches", "heads", "group", "mask_heads", "mask_q", "mask_k", "seqlen_q", "seqlen_k", "total_q", "total_k",
-        "left", "right", "stride_slopes_b", "stride_slopes_h",
+        "left", "right", "stride_slopes_b", "stride_slopes_h", "stride_eb", "stride_eh",
     ]
 )  # fmt: skip  # see attention_forward
 def attention_backward_mask(
@@ -75,7 +75,7 @@ def attention_backward_mask(
                 slope = tl.load(SLOPES + wide(b) * stride_slopes_b + h * stride_slopes_h)
             for q_start in tl.range(q_begin, q_end, BLOCK_M):
                 i = q_start + tl.arange(0, BLOCK_M)
-                terms = TERMS + batch * stride_eb + h * stride_eh + first_q * 4
+                terms = TERMS + (batch * stride_eb + h * stride_eh + first_q) * 4
                 m, inverse, delta = load_terms(terms, i, len_q)
                 q = load_rows(queries, i, d, stride_qs, len_q, head_dim)
                 dout = load_rows(gradients, i, dv, stride_ds, len_q, head_dim_v)

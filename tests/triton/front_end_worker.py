@@ -3,6 +3,7 @@
 ``cases OP``: every verification case of the op, as far as Triton's front end. Of the kernels as launched, those with
 the widest tiles and the most that is aligned are then compiled until their shared memory is known; others take less.
 ``planes N``: calls with N sequences and heads. ``refusals``: what the stand-in says to launches that a chip cannot do.
+``lengths``: what is compiled for calls of different lengths.
 """
 
 from __future__ import annotations
@@ -119,6 +120,30 @@ def run_planes(planes: str) -> dict[str, Any]:
     return {"wrong": wrong, "launches": len(stand_in.launches)}
 
 
+def run_lengths() -> dict[str, Any]:
+    """How many kernels calls of different lengths, batches and heads compile, by op."""
+    stand_in.activate("sm_80")
+    front_end.front_end_only(lower=False)
+    found: dict[str, list[str]] = {}
+    for op in ("attention", "varlen_attention", "kvcache_attention"):
+        front_end.instances.clear()
+        for batch, heads, rows, keys in ((2, 2, 65, 65), (3, 4, 96, 128), (16, 16, 1000, 1001), (1, 2, 70, 4096)):
+            q, k = (torch.empty(batch, heads, n, 64, dtype=torch.bfloat16, requires_grad=True) for n in (rows, keys))
+            if op == "attention":
+                tw.attention(q, k, k, causal="bottom_right", backend="triton").sum().backward()
+            elif op == "varlen_attention":
+                packed = [t.detach().transpose(1, 2).flatten(0, 1).contiguous().requires_grad_() for t in (q, k)]
+                boundaries = [torch.arange(batch + 1, dtype=torch.int32) * n for n in (rows, keys)]
+                out = tw.varlen_attention(packed[0], packed[1], packed[1], *boundaries, rows, keys, backend="triton")
+                out.sum().backward()
+            else:
+                one, cache = q.detach()[:, :, :1], k.detach()
+                lengths = torch.full((batch,), keys, dtype=torch.int32)
+                tw.kvcache_attention(one, cache, cache, cache_seqlens=lengths, num_splits=1, backend="triton")
+        found[op] = [i.kernel.__name__ for i in front_end.instances]
+    return found
+
+
 @triton.jit
 def hungry(x, SIZE: tl.constexpr):
     """As much in shared memory as SIZE says."""
@@ -155,5 +180,5 @@ def run_refusals() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    what = {"cases": run_cases, "planes": run_planes, "refusals": run_refusals}[sys.argv[1]]
+    what = {"cases": run_cases, "planes": run_planes, "refusals": run_refusals, "lengths": run_lengths}[sys.argv[1]]
     print(json.dumps(what(*sys.argv[2:])))

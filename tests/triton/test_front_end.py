@@ -59,3 +59,9 @@ def test_what_a_chip_would_refuse_is_refused() -> None:
         "shared memory": "shared memory",
     }.items():
         assert words in found[what], f"{what}: {found[what]}"
+
+
+def test_other_lengths_batches_and_heads_compile_nothing_again() -> None:
+    """A compilation takes seconds, and sequences have any length. Rows here are contiguous; their layout may count."""
+    for op, kernels in worker("lengths").items():
+        assert len(set(kernels)) == len(kernels), f"{op} compiled the same kernel again for another size: {kernels}"

@@ -140,6 +140,11 @@ def _packed(t: Tensor) -> tuple[int, ...]:
     return (0, *t.stride()) if t.dim() == 2 else (0, t.stride(1), t.stride(0))
 
 
+def _in_rows(strides: Callable[[Tensor], tuple[int, ...]], t: Tensor) -> tuple[int, ...]:
+    """(batch, head) strides of (B, H, S, n), or (H, total, n), contiguous: in rows of n numbers."""
+    return tuple(s // t.shape[-1] for s in strides(t[..., 0])[:2])
+
+
 def _run_forward(
     call: Any,
     strides: Callable[[Tensor], tuple[int, ...]],
@@ -191,7 +196,7 @@ def _run_forward(
         q, *read.tensors, *read.boxes, out, lse, stats, mask, call.alibi_slopes, call.sinks, rng, *cu_seqlens,
         lengths_k, table, parts,
         *strides(q), *strides(read.tensors[0]), *strides(read.tensors[1]), *strides(out), *strides(lse),
-        *((0, 0) if stats is None else strides(stats[..., 0])[:2]),
+        *((0, 0) if stats is None else _in_rows(strides, stats)),
         *_strides(mask, 4), *_strides(call.alibi_slopes, 2),
         0 if table is None else table.stride(0),
         heads, group, seqlen_q, seqlen_k, q.shape[0], k.shape[0],
@@ -252,7 +257,7 @@ def _kvcache_forward(call: KvcacheAttentionCall) -> tuple[Tensor, ...]:
     out, lse = KVCACHE_OP.allocate(call)
     lengths = call.cache_seqlens
     caches = (call.k_cache, call.v_cache)
-    page_size = call.k_cache.shape[2]
+    page_size = call.k_cache.shape[2] if call.block_table is not None else 1
     # Of no pages at all nothing can be read or written, whatever a table names.
     longest = capacity(call) if call.k_cache.shape[0] > 0 else 0
     if call.k is not None and call.v is not None and call.k.numel() + call.v.numel() > 0:
@@ -341,7 +346,7 @@ def _run_backward(
         *cu_seqlens,
         *strides(q), *strides(keys.tensors[0]), *strides(keys.tensors[1]), *strides(out), *strides(dout),
         *((0, 0, 0) if dq is None else strides(dq)),
-        *((0, 0, 0) if dlse is None else strides(dlse)), *strides(stats[..., 0])[:2], *strides(terms[..., 0])[:2],
+        *((0, 0, 0) if dlse is None else strides(dlse)), *_in_rows(strides, stats), *_in_rows(strides, terms),
         *options, heads, heads // heads_kv, *sizes,
         HAS_DLSE=dlse is not None, WANT_DQ=dq is not None, TMA=keys.boxes[0] is not None, **shared, **chosen.options,
     )  # fmt: skip
@@ -354,7 +359,7 @@ def _run_backward(
             rows.tensors[0], k, v, *rows.boxes, rows.tensors[1], terms, dk, dv, mask, call.alibi_slopes, call.rng,
             *cu_seqlens, *strides(rows.tensors[0]), *strides(k), *strides(v), *strides(rows.tensors[1]),
             *((0, 0, 0) if dk is None else strides(dk)), *((0, 0, 0) if dv is None else strides(dv)),
-            *strides(terms[..., 0])[:2], *options, heads, heads // heads_kv, *sizes,
+            *_in_rows(strides, terms), *options, heads, heads // heads_kv, *sizes,
             WANT_DK=dk is not None, WANT_DV=dv is not None, TMA=rows.boxes[0] is not None, **shared, **chosen.options,
         )  # fmt: skip
     dmask = dsinks = None
@@ -370,7 +375,7 @@ def _run_backward(
         attention_mask_gradient.attention_backward_mask[grid(tiles * mb * mh)](
             q, *keys.tensors, dout, terms, dmask, mask, call.alibi_slopes, call.rng, *cu_seqlens,
             *strides(q), *strides(keys.tensors[0]), *strides(keys.tensors[1]), *strides(dout),
-            *strides(terms[..., 0])[:2], *options,
+            *_in_rows(strides, terms), *options,
             batch, heads, heads // heads_kv, mh, mq, mk, *sizes,
             ALL_BATCHES=mb == 1 and batch > 1, ALL_HEADS=mh == 1 and heads > 1,
             ALL_QUERIES=mq == 1, ALL_KEYS=mk == 1, **shared, **chosen.options,
