@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -82,43 +82,46 @@ def _config(kernel: str, call: Any, widths: dict[str, Any]) -> Config:
     return config(kernel, table_key(call.q.element_size(), width, load), call.q.device)
 
 
-class Streamed(NamedTuple):
-    """Two tensors, (B, H, S, D) or (total, H, D), whose rows a kernel's loop reads block by block: the tensors to read,
-    their descriptors for TMA if they are read so, and whether the loop has to leave out columns past their ends."""
-
-    tensors: tuple[Tensor, Tensor]
-    boxes: tuple[Any, Any]
-    checks: tuple[bool, bool]
-
-
-def _streamed(
-    a: Tensor, b: Tensor, block: int, widths: dict[str, Any], packed_rows: bool, *, tma: bool = True
-) -> Streamed:
-    """How to read a (with q's head dim) and b (with v's) in blocks of so many rows. tma: whether the kernel can."""
-    checks = widths["CHECK_D"], widths["CHECK_DV"]
-    if a.element_size() != 2:  # of float32 every element can be copied by itself; TMA cannot split it for products
-        return Streamed((a, b), (None, None), checks)
-    tma = tma and a.shape[0 if packed_rows else 2] >= TMA_BLOCKS * block and has_tma(a.device)
-    if tma and describable(a) and describable(b):
-        rows = [t.transpose(0, 1)[None] if packed_rows else t for t in (a, b)]
-        boxes = (describe(t, (1, 1, block, widths[n])) for t, n in zip(rows, ("BLOCK_D", "BLOCK_DV"), strict=True))
-        return Streamed((a, b), tuple(boxes), checks)
-    read = [_in_pieces(t, widths[n]) for t, n in zip((a, b), ("BLOCK_D", "BLOCK_DV"), strict=True)]
-    return Streamed((read[0], read[1]), (None, None), (checks[0] and read[0] is a, checks[1] and read[1] is b))
+def _boxes(a: Tensor, b: Tensor, block: int, widths: dict[str, Any], packed_rows: bool) -> tuple[Any, Any]:
+    """For a kernel that loops in blocks over the rows of a and of b, (B, H, S, D) or (total, H, D): their descriptors,
+    or (None, None) where it has to load by pointers. (float32 has to: its products are split, which TMA cannot do.)"""
+    rows = a.shape[0 if packed_rows else 2]
+    if a.element_size() != 2 or rows < TMA_BLOCKS * block:
+        return None, None
+    if not (has_tma(a.device) and describable(a) and describable(b)):
+        return None, None
+    if packed_rows:
+        a, b = a.transpose(0, 1)[None], b.transpose(0, 1)[None]
+    return describe(a, (1, 1, block, widths["BLOCK_D"])), describe(b, (1, 1, block, widths["BLOCK_DV"]))
 
 
-def _in_pieces(t: Tensor, width: int) -> Tensor:
-    """t, or where its rows cannot be read in pieces of 16 bytes a copy of it with rows of ``width`` elements, zeros at
-    their ends.
+#: What strides and head dims, in elements, have to be multiples of for wide loads, as Triton's compiler counts.
+ALIGNED = 16
 
-    Reads of two bytes cannot be asynchronous. A loop's next tiles would wait in registers, and at head dim 100 the
-    forward kernel for Hopper spilled 226 of them. As the compiler sees it, 16 *elements* are aligned or none.
+
+def _aligned(t: Tensor) -> Tensor:
+    """t, or a copy whose rows begin and end at multiples of 16 elements, with zeros past their own.
+
+    Others are read and written two bytes at a time: not asynchronously, and with an address for each element. At head
+    dim 100 the forward kernel for Hopper spilled 226 of them, at 255 a thousand.
     """
-    if t.data_ptr() % 16 == 0 and all(n % 16 == 0 for n in (t.shape[-1], *t.stride()[:-1])):
+    if t.data_ptr() % 16 == 0 and all(n % ALIGNED == 0 for n in (t.shape[-1], *t.stride()[:-1])):
         return t
-    copy = t.new_zeros((*t.shape[:-1], width))
+    copy = t.new_zeros((*t.shape[:-1], triton.cdiv(t.shape[-1], ALIGNED) * ALIGNED))
     copy[..., : t.shape[-1]] = t
     return copy
+
+
+def _room_for(t: Tensor | None) -> Tensor | None:
+    """t, or memory for what is to be written to it, where its rows do not end at multiples of 16 elements."""
+    if t is None or t.shape[-1] % ALIGNED == 0:
+        return t
+    return t.new_empty((*t.shape[:-1], triton.cdiv(t.shape[-1], ALIGNED) * ALIGNED))
+
+
+def _hand_over(written: Tensor | None, t: Tensor | None) -> None:
+    if t is not None and written is not None and written is not t:
+        t.copy_(written[..., : t.shape[-1]])
 
 
 def _bytes(mask: Tensor | None) -> Tensor | None:
@@ -169,10 +172,14 @@ def _run_forward(
     out, lse, stats = outputs
     if out.numel() == 0:
         return
-    widths = _widths(q.shape[-1], v.shape[-1])
     group, varlen = heads // heads_kv, cu_seqlens[0] is not None
     # Few rows: the heads of a group share their keys, and the keys are split.
     decode = seqlen_q * group <= DECODE_ROWS and stats is None
+    result = out
+    # Few rows read keys once, which is what a copy of them would cost; those of a cache stay where they are.
+    if not decode and lengths_k is None:
+        q, k, v, out = _aligned(q), _aligned(k), _aligned(v), _room_for(out)
+    widths = _widths(q.shape[-1], v.shape[-1])
     packed = decode and group > 1
     chosen = _config("attention_decode" if decode else "attention_forward", call, widths)
     rows = seqlen_q * group if packed else seqlen_q
@@ -187,15 +194,13 @@ def _run_forward(
         q.new_empty((planes * splits * rows_padded * (v.shape[-1] + 2),), dtype=torch.float32) if splits > 1 else None
     )
     mask = _bytes(call.mask)
-    # Few rows read keys once, which is what a copy of them would cost; those of a cache stay where they are.
-    read = Streamed((k, v), (None, None), (widths["CHECK_D"], widths["CHECK_DV"]))
+    boxes = (None, None)
     if not decode and lengths_k is None:
-        read = _streamed(k, v, chosen.blocks["BLOCK_N"], widths, varlen)
-    widths["CHECK_D"], widths["CHECK_DV"] = read.checks
+        boxes = _boxes(k, v, chosen.blocks["BLOCK_N"], widths, varlen)
     attention.attention_forward[grid(blocks * planes, splits)](
-        q, *read.tensors, *read.boxes, out, lse, stats, mask, call.alibi_slopes, call.sinks, rng, *cu_seqlens,
+        q, k, v, *boxes, out, lse, stats, mask, call.alibi_slopes, call.sinks, rng, *cu_seqlens,
         lengths_k, table, parts,
-        *strides(q), *strides(read.tensors[0]), *strides(read.tensors[1]), *strides(out), *strides(lse),
+        *strides(q), *strides(k), *strides(v), *strides(out), *strides(lse),
         *((0, 0) if stats is None else _in_rows(strides, stats)),
         *_strides(mask, 4), *_strides(call.alibi_slopes, 2),
         0 if table is None else table.stride(0),
@@ -204,14 +209,15 @@ def _run_forward(
         dropout_scale=dropout_scale(dropout_p),
         HAS_SINKS=call.sinks is not None, HAS_DROPOUT=rng is not None, VARLEN=varlen,
         CACHE=lengths_k is not None, PAGED=table is not None, PACKED=packed, SPLIT=splits > 1,
-        HAS_STATS=stats is not None, TMA=read.boxes[0] is not None, **_features(call), **widths, **chosen.options,
+        HAS_STATS=stats is not None, TMA=boxes[0] is not None, **_features(call), **widths, **chosen.options,
     )  # fmt: skip
     if splits > 1:
         attention_decode.merge[grid(seqlen_q * batch * heads)](
-            parts, out, lse, call.sinks, *strides(out), *strides(lse), heads, group, seqlen_q, v.shape[-1], splits,
+            parts, out, lse, call.sinks, *strides(out), *strides(lse), heads, group, seqlen_q, out.shape[-1], splits,
             rows_padded, HAS_SINKS=call.sinks is not None, PACKED=packed, BLOCK_DV=widths["BLOCK_DV"],
             BLOCK_SPLITS=MERGED_AT_A_TIME,
         )  # fmt: skip
+    _hand_over(out, result)
 
 
 def _attention_forward(call: AttentionCall) -> tuple[Tensor, ...]:
@@ -318,13 +324,15 @@ def _run_backward(
     out, lse, stats = outputs
     dout, dlse = grads[0], grads[1] if len(grads) > 1 else None
     dout = torch.zeros_like(out) if dout is None else unit_last_stride(dout)
-    dq, dk, dv = (op.gradient_like(call, n) if want else None for n, want in zip(("q", "k", "v"), wanted, strict=False))
+    gradients = [op.gradient_like(call, n) if want else None for n, want in zip(("q", "k", "v"), wanted, strict=False)]
     if out.numel() == 0:
-        found = (*(None if t is None else t.zero_() for t in (dq, dk, dv)), None, None)
+        found = (*(None if t is None else t.zero_() for t in gradients), None, None)
         return tuple(
             torch.zeros_like(getattr(call, n)) if want and f is None else f
             for n, f, want in zip(op.differentiable, found, wanted, strict=True)
         )
+    q, k, v, out, dout = (_aligned(t) for t in (q, k, v, out, dout))
+    dq, dk, dv = (_room_for(t) for t in gradients)
     widths, mask, terms = _widths(q.shape[-1], v.shape[-1]), _bytes(call.mask), lse.new_empty((*lse.shape, 4))
     shared = {
         "threshold": dropout_threshold(call.dropout_p),
@@ -338,30 +346,30 @@ def _run_backward(
     sizes = (seqlen_q, seqlen_k, q.shape[0], k.shape[0])
     varlen = cu_seqlens[0] is not None
     chosen = _config("attention_backward_rows", call, widths)
-    keys = _streamed(k, v, chosen.blocks["BLOCK_N"], widths, varlen)
-    shared["CHECK_D"], shared["CHECK_DV"] = keys.checks
+    boxes = _boxes(k, v, chosen.blocks["BLOCK_N"], widths, varlen)
     blocks = triton.cdiv(seqlen_q, chosen.blocks["BLOCK_M"])
     attention_backward.attention_backward_rows[grid(blocks * batch * heads)](
-        q, *keys.tensors, *keys.boxes, out, dout, dlse, stats, terms, dq, mask, call.alibi_slopes, call.rng,
-        *cu_seqlens,
-        *strides(q), *strides(keys.tensors[0]), *strides(keys.tensors[1]), *strides(out), *strides(dout),
+        q, k, v, *boxes, out, dout, dlse, stats, terms, dq, mask, call.alibi_slopes, call.rng, *cu_seqlens,
+        *strides(q), *strides(k), *strides(v), *strides(out), *strides(dout),
         *((0, 0, 0) if dq is None else strides(dq)),
         *((0, 0, 0) if dlse is None else strides(dlse)), *_in_rows(strides, stats), *_in_rows(strides, terms),
         *options, heads, heads // heads_kv, *sizes,
-        HAS_DLSE=dlse is not None, WANT_DQ=dq is not None, TMA=keys.boxes[0] is not None, **shared, **chosen.options,
+        HAS_DLSE=dlse is not None, WANT_DQ=dq is not None, TMA=boxes[0] is not None, **shared, **chosen.options,
     )  # fmt: skip
     if (dk is not None or dv is not None) and seqlen_k > 0:
         chosen = _config("attention_backward_keys", call, widths)
-        rows = _streamed(q, dout, chosen.blocks["BLOCK_M"], widths, varlen)
-        shared["CHECK_D"], shared["CHECK_DV"] = rows.checks
+        boxes = _boxes(q, dout, chosen.blocks["BLOCK_M"], widths, varlen)
         blocks = triton.cdiv(seqlen_k, chosen.blocks["BLOCK_N"])
         attention_backward.attention_backward_keys[grid(blocks * batch * heads_kv)](
-            rows.tensors[0], k, v, *rows.boxes, rows.tensors[1], terms, dk, dv, mask, call.alibi_slopes, call.rng,
-            *cu_seqlens, *strides(rows.tensors[0]), *strides(k), *strides(v), *strides(rows.tensors[1]),
+            q, k, v, *boxes, dout, terms, dk, dv, mask, call.alibi_slopes, call.rng, *cu_seqlens,
+            *strides(q), *strides(k), *strides(v), *strides(dout),
             *((0, 0, 0) if dk is None else strides(dk)), *((0, 0, 0) if dv is None else strides(dv)),
             *_in_rows(strides, terms), *options, heads, heads // heads_kv, *sizes,
-            WANT_DK=dk is not None, WANT_DV=dv is not None, TMA=rows.boxes[0] is not None, **shared, **chosen.options,
+            WANT_DK=dk is not None, WANT_DV=dv is not None, TMA=boxes[0] is not None, **shared, **chosen.options,
         )  # fmt: skip
+    for written, t in zip((dq, dk, dv), gradients, strict=True):
+        _hand_over(written, t)
+    dq, dk, dv = gradients
     dmask = dsinks = None
     if wanted[3]:
         assert mask is not None
@@ -370,12 +378,9 @@ def _run_backward(
         chosen = _config("attention_backward_mask", call, widths)
         mb, mh, mq, mk = mask.shape
         tiles = triton.cdiv(mk, chosen.blocks["BLOCK_N"]) * triton.cdiv(mq, chosen.blocks["BLOCK_M"])
-        keys = _streamed(k, v, chosen.blocks["BLOCK_N"], widths, varlen, tma=False)
-        shared["CHECK_D"], shared["CHECK_DV"] = keys.checks
         attention_mask_gradient.attention_backward_mask[grid(tiles * mb * mh)](
-            q, *keys.tensors, dout, terms, dmask, mask, call.alibi_slopes, call.rng, *cu_seqlens,
-            *strides(q), *strides(keys.tensors[0]), *strides(keys.tensors[1]), *strides(dout),
-            *_in_rows(strides, terms), *options,
+            q, k, v, dout, terms, dmask, mask, call.alibi_slopes, call.rng, *cu_seqlens,
+            *strides(q), *strides(k), *strides(v), *strides(dout), *_in_rows(strides, terms), *options,
             batch, heads, heads // heads_kv, mh, mq, mk, *sizes,
             ALL_BATCHES=mb == 1 and batch > 1, ALL_HEADS=mh == 1 and heads > 1,
             ALL_QUERIES=mq == 1, ALL_KEYS=mk == 1, **shared, **chosen.options,
