@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .attention_tile import (
+    PIECE,
     block_and_plane,
     bounded,
     diagonal,
@@ -22,6 +23,7 @@ from .attention_tile import (
     natural_log,
     rescale,
     sequence,
+    signed,
     softmax_weights,
     unit,
     whole_tiles,
@@ -51,25 +53,44 @@ def _load_keys(
 
 @triton.jit
 def _attend(
-    q, acc, m, total, i, begin, end, keys_base, values_base, k_box, v_box, box_b, box_head, first_k, mask, slope, plane,
+    q, q_rows, used, acc, m, total, i, begin, end, keys_base, values_base, k_box, v_box, box_b, box_head, first_k, mask,
+    slope, plane,
     stride_ks, stride_vs, stride_kp, stride_vp, stride_mask_q, stride_mask_k, table, page_size, pages,
-    seqlen_q, seqlen_k, shift, left, right, scale, softcap, rng, threshold, head_dim, head_dim_v,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PAGED: tl.constexpr,
+    seqlen_q, seqlen_k, shift, left, right, scale, sign, softcap, rng, threshold, head_dim, head_dim_v,
+    SIGNED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PAGED: tl.constexpr,
     MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
     TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The block of rows over keys [begin, end), in tiles that start at `begin`."""
+    """The block of rows over keys [begin, end), in tiles that start at `begin`. q_rows: where q's rows are; used: which
+    of them there are."""
+    # Wide rows of float32 would not fit into the registers: see dot_of_rows.
+    IN_PIECES: tl.constexpr = q.dtype == tl.float32 and BLOCK_D > 128
     NATURAL: tl.constexpr = MASK == "float" or HAS_ALIBI
     factor = unit(scale, HAS_SOFTCAP, NATURAL)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     for start in tl.range(begin, end, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
-        k = _load_keys(
-            keys_base, k_box, box_b, box_head, first_k, start, d, stride_ks, end, head_dim, table, page_size, pages,
-            stride_kp, PAGED, MASKED, CHECK_D, TMA, BLOCK_N,
-        )  # fmt: skip
-        s = dot(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32))
+        s = tl.zeros([q.shape[0], BLOCK_N], tl.float32)
+        if IN_PIECES:
+            for first in tl.range(0, head_dim, PIECE):
+                columns = first + tl.arange(0, PIECE)
+                of_q = tl.load(
+                    q_rows[:, None] + columns[None, :], mask=used[:, None] & (columns[None, :] < head_dim), other=0.0
+                )
+                of_k = _load_keys(
+                    keys_base, k_box, box_b, box_head, first_k, start, columns, stride_ks, end, head_dim, table,
+                    page_size, pages, stride_kp, PAGED, MASKED, True, False, BLOCK_N,
+                )  # fmt: skip
+                s = dot(of_q, tl.trans(of_k), s)
+            if SIGNED:
+                s = signed(s, sign)
+        else:
+            k = _load_keys(
+                keys_base, k_box, box_b, box_head, first_k, start, d, stride_ks, end, head_dim, table, page_size,
+                pages, stride_kp, PAGED, MASKED, CHECK_D, TMA, BLOCK_N,
+            )  # fmt: skip
+            s = dot(q, tl.trans(k), s)
         s, _dcap = logits(
             s, i[:, None], j[None, :], mask, stride_mask_q, stride_mask_k, slope, seqlen_q, tl.minimum(seqlen_k, end),
             shift, left, right, scale, softcap, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_LEFT, HAS_RIGHT, MASKED,
@@ -185,11 +206,11 @@ def attention_forward(
         begin = lo if part == 0 else (begin_whole if part == 1 else end_whole)
         end = begin_whole if part == 0 else (end_whole if part == 1 else hi)
         acc, m, total = _attend(
-            q, acc, m, total, i, begin, end, keys, values, K_BOX, V_BOX, batch.to(tl.int32), kv_head,
+            q, q_rows, used, acc, m, total, i, begin, end, keys, values, K_BOX, V_BOX, batch.to(tl.int32), kv_head,
             first_k.to(tl.int32), mask, slope, dropout_plane,
             stride_ks, stride_vs, stride_kb, stride_vb, stride_mask_q, stride_mask_k, table, page_size, pages,
-            seqlen_q, seqlen_k, shift, left, right, scale, softcap, RNG, threshold, head_dim, head_dim_v,
-            BLOCK_N, BLOCK_D, BLOCK_DV, PAGED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
+            seqlen_q, seqlen_k, shift, left, right, scale, sign, softcap, RNG, threshold, head_dim, head_dim_v,
+            SIGNED, BLOCK_N, BLOCK_D, BLOCK_DV, PAGED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
             CHECK_D, CHECK_DV, TMA and (part == 1 or not (VARLEN or CACHE)), part != 1,
         )  # fmt: skip
 

@@ -28,6 +28,7 @@ from .attention_tile import (
     logits,
     query_range,
     sequence,
+    signed,
     softmax_weights,
     unit,
     whole_tiles,
@@ -61,12 +62,6 @@ def weights_and_gradient(
     if HAS_SOFTCAP and not OF_LOGITS:
         ds = ds * dcap
     return dropped, ds, delta
-
-
-@triton.jit
-def signed(s, sign):
-    """Scores times the sign of the scale, -1 or 0."""
-    return tl.where(sign == 0.0, 0.0, s * sign)
 
 
 @triton.jit

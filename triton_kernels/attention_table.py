@@ -44,13 +44,12 @@ def _rows(size: int, tiles: Tiles) -> dict[str, Entry]:
 # Not measured, none of what follows: chosen from published configurations of kernels of the same kind, and by
 # registers, spills and shared memory in the machine code: the largest tile that spills nothing, in the backward little.
 
-# With four warps of 256 columns the compiler leaves room for three programs, and spills.
-_DECODE: Tiles = {(16, 32, 64, 128): ((16, 32, 4, 3),), (256,): ((16, 32, 8, 2),)}
+_DECODE: Tiles = {(16,): ((16, 32, 4, 2),), (32, 64, 128, 256): ((16, 32, 4, 3),)}
 
 # Its products are three of TF32 each, with both operands split in registers: small tiles on every chip.
 _FLOAT: dict[str, Tiles] = {
     "attention_forward": {
-        (16,): ((64, 32, 4, 2),), (32,): ((32, 32, 4, 2),), (64,): ((32, 16, 4, 2),), (128,): ((16, 16, 4, 1),),
+        (16,): ((64, 32, 4, 2),), (32,): ((32, 32, 4, 2),), (64,): ((32, 16, 8, 2),), (128,): ((16, 16, 4, 1),),
         (256,): ((16, 16, 8, 2),),
     },
     "attention_decode": {(16, 32, 64, 128): ((16, 32, 4, 1),), (256,): ((16, 16, 8, 2),)},
@@ -82,7 +81,7 @@ _HOPPER_BACKWARD: dict[str, Tiles] = {
     },
     "keys": {
         (16, 32, 64): ((64, 128, 8, 2), (32, 64, 8, 2), (16, 64, 8, 2)),
-        (128,): ((32, 128, 8, 2), (16, 64, 8, 2), (32, 32, 8, 2)),
+        (128,): ((32, 128, 8, 2), (16, 64, 8, 1), (32, 32, 8, 2)),
         (256,): ((32, 32, 8, 2), (16, 32, 8, 2)),
     },
     "mask": {(16, 32, 64): ((64, 64, 8, 2),), (128, 256): ((64, 32, 8, 2),)},
@@ -97,7 +96,7 @@ TABLE: dict[str, dict[str, dict[str, Entry]]] = {
         forward={
             (16, 32, 64): ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2)),
             (128,): ((128, 32, 8, 2), (64, 32, 8, 2)),
-            (256,): ((64, 32, 8, 2), (32, 32, 4, 2)),
+            (256,): ((64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 8, 2)),
         },
         rows={
             (16, 32, 64): ((128, 32, 8, 2), (64, 32, 8, 2)),

@@ -89,7 +89,13 @@ def load_tile(
 
 
 #: Columns that a product of wide rows takes at a time.
-_PIECE: tl.constexpr = tl.constexpr(64)
+PIECE: tl.constexpr = tl.constexpr(32)
+
+
+@triton.jit
+def signed(s, sign):
+    """Scores times the sign of the scale, -1 or 0."""
+    return tl.where(sign == 0.0, 0.0, s * sign)
 
 
 @triton.jit
@@ -101,8 +107,8 @@ def dot_of_rows(a_tile, b_tile, a, a_rows, a_stride, a_limit, b, b_rows, b_strid
     """
     acc = tl.zeros([a_tile.shape[0], b_tile.shape[0]], tl.float32)
     if a_tile.dtype == tl.float32 and a_tile.shape[1] > 128:
-        for start in tl.range(0, width, _PIECE):
-            columns = start + tl.arange(0, _PIECE)
+        for start in tl.range(0, width, PIECE):
+            columns = start + tl.arange(0, PIECE)
             of_a = load_rows(a, a_rows, columns, a_stride, a_limit, width)
             acc = dot(of_a, tl.trans(load_rows(b, b_rows, columns, b_stride, b_limit, width)), acc)
     else:
