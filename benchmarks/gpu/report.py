@@ -27,9 +27,12 @@ def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
 
 
-def text(run: Run, gpu: dict[str, Any], outcomes: dict[str, Outcome]) -> str:
+def text(
+    run: Run, gpu: dict[str, Any], outcomes: dict[str, Outcome], targets: Sequence[tuple[str, str, str]] = ()
+) -> str:
     """The figures first, then what is wrong, then a line for each stage, and the verdict last."""
-    parts = [measured_table(rows(outcomes)), *(part for o in outcomes.values() for part in o.data.get("tables", ()))]
+    parts = [measured_table(rows(outcomes)), table(("target", "measured", ""), targets) if targets else ""]
+    parts += [part for o in outcomes.values() for part in o.data.get("tables", ())]
     parts += [problems(outcomes), stage_table(outcomes)]
     first = "REHEARSAL, not a measurement: no GPU has computed any of this" if run.rehearsal else ""
     return "\n\n".join(filter(None, [first, *parts, verdict(run, gpu, outcomes)])) + "\n"

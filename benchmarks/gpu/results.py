@@ -10,6 +10,7 @@ from typing import Any
 
 from . import report
 from .run import Outcome, Run, slug, write_whole
+from .targets import targets
 
 #: Of a log, what its end may take in the archive.
 LOG_BYTES = 2 * 2**20
@@ -34,7 +35,7 @@ class Files:
 
     def write(self, outcomes: dict[str, Outcome], over: bool) -> str:
         """Answers the table. over: no stage is to come."""
-        text = report.text(self._run, self._gpu, outcomes)
+        text = report.text(self._run, self._gpu, outcomes, targets(report.rows(outcomes)))
         write_whole(self.table, text.encode())
         write_whole(self.result, self._json(outcomes, over).encode())
         write_whole(self.logs, self._archive())
@@ -61,6 +62,7 @@ class Files:
                 for n, o in outcomes.items()
             },
             **{n: o.data for n, o in outcomes.items() if o.data and n != "import" and "rows" not in o.data},
+            "targets": [dict(zip(("target", "measured", "verdict"), t, strict=True)) for t in targets(rows)],
         }
         text = json.dumps({**content, "rows": []}, indent=1, allow_nan=False)
         lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)

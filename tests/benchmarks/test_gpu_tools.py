@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from gpu import bench, candidates, counters, report, sanitize
 from gpu.run import Outcome, Run
+from gpu.targets import TARGETS, targets
 
 from tilewright.bench import items
 from tilewright.bench.items.rooflines import COPY, GEMM, READ
@@ -214,6 +215,31 @@ def test_a_rehearsals_rows_hold_no_figure(run: Run) -> None:
     tried = {"kernel": "k", "key": "", "config": "c", "outcome": "faster", "seconds": 1.0, "current_seconds": 2.0}
     assert candidates.without_figures(tried) == {"kernel": "k", "key": "", "config": "c", "outcome": "rehearsed"}
     assert candidates.judged([candidates.without_figures(tried)], 0).data["tables"] == [""]
+
+
+def test_targets_are_judged_by_what_was_timed() -> None:
+    item = "attention forward d128 full S4096"
+    rows = [
+        measured(item, "tilewright triton", unit="TFLOP/s", result=500.0),
+        measured(item, "tilewright cuda", unit="TFLOP/s", result=400.0),
+        measured(item, "flex", unit="TFLOP/s", result=450.0),
+        measured(COPY, "torch", result=3000.0),
+        measured("softmax forward 16384", result=2880.0),
+        measured("softmax forward 1024", status="wrong"),
+        measured("decode latency B1 KV1024", unit="us", result=6.5),
+        measured("decode latency B1 KV1024", "tilewright triton", unit="us", result=7.5),
+    ]
+    assert targets(rows) == [
+        (f"{item} >= 490 TFLOP/s", "500 (triton)", "met"),
+        (f"{item} >= 1.2 x flex", "1.11 (triton)", "missed"),
+        ("softmax forward 16384 >= 0.95 x copy", "0.96 (cuda)", "met"),
+        ("decode latency B1 KV1024 <= 7 us", "6.5 (cuda)", "met"),
+    ]
+    assert not targets(bench.without_figures(rows))
+
+
+def test_targets_are_of_the_calls_that_are_measured() -> None:
+    assert {item for item, _, _ in TARGETS} <= {i.name for i in items.all_items("gpu")}
 
 
 def test_a_measured_call_is_a_line() -> None:
