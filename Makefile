@@ -12,10 +12,10 @@ PYTHON_SOURCES := $(shell find python triton_kernels -name '*.py' -not -name _bu
 CPP_SOURCES := $(shell find csrc python/tilewright -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench gpu sanitize mutants clean
+.PHONY: help demo test lint format bench gpu gpu-contact gpu-measure gpu-kit gpu-rehearsal sanitize mutants clean
 
 help: ## Show these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -52,12 +52,25 @@ format: $(DEV_STAMP) ## Rewrite the sources as lint wants them
 bench: $(DEV_STAMP) ## Every op beside every other implementation that is installed: a report in build/bench
 	$(BIN)/tilewright bench --output build/bench
 
-# Everything in one go, where a GPU and its software are and the network is not: in .venv if there is one, else in $(PYTHON)
-# as it is. OUT is the folder of the result and the logs; STAGES="build bench" runs some of the stages.
-# LONG=1 measures every shape, and how time and memory grow.
+# On a machine with a GPU and its software, without a network: docs/gpu.md. Anything is found through $(GPU_PYTHON), which is
+# left as it is. OUT is the folder of the results; LONG=1 measures every call.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 OUT ?= build/gpu
-gpu: ## On a GPU machine: build, test, verify, check memory, measure, into one JSON and a report (ten minutes)
-	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu --out "$(OUT)" $(if $(LONG),--long) --stages $(STAGES)
+gpu: ## On a GPU machine: gpu-contact, then gpu-measure
+	@$(MAKE) gpu-contact; contact=$$?; $(MAKE) gpu-measure && exit $$contact
+
+gpu-contact: ## On a GPU machine, two minutes: does everything run there, and is it right
+	@$(GPU_PYTHON) benchmarks/gpu contact --out "$(OUT)"
+
+gpu-measure: ## On a GPU machine, four minutes: how fast, beside other implementations
+	@$(GPU_PYTHON) benchmarks/gpu measure --out "$(OUT)" $(if $(LONG),--long)
+
+# PYTHON312 is a Python 3.12; else one on PATH or of pyenv's is taken.
+gpu-kit: ## Prepare both: the package and Triton's cache, compiled here, in build/gpu-kit (an hour of processor time)
+	@$(PYTHON) benchmarks/gpu kit $(if $(PYTHON312),--python "$(PYTHON312)")
+
+gpu-rehearsal: ## Both calls with the kit, without a GPU: everything runs, and nothing is measured
+	@$(PYTHON) benchmarks/gpu rehearse
 
 # A copy of the package around a CPU module built with AddressSanitizer and UndefinedBehaviorSanitizer, so that the
 # installed one stays as it is. The leak checker is off: the interpreter keeps memory until it exits.

@@ -1,53 +1,107 @@
-"""What was found, in one table that fits a screen; the JSON file has the rest."""
+"""What a call found, as text that fits on a screen or two; the result file has the rest."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tilewright.bench.measure import OURS
-from tilewright.bench.summary import three_digits
-
-from .run import Outcome
+from .run import Outcome, Run
 
 Rows = Sequence[dict[str, Any]]
 
+#: What the names of tilewright's providers begin with; the backend follows. (tilewright.bench.measure has it too, and
+#: importing that takes seconds.)
+OURS = "tilewright "
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [list(columns), *(list(r) for r in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def find(rows: Rows, item: str, provider: str) -> float | None:
-    return next(
-        (r["result"] for r in rows if (r["item"], r["provider"]) == (item, provider) and r["status"] == "timed"), None
-    )
+#: Of a stage so many problems are shown, so much of each, and so much of its reason: whoever sees only the last 12,000
+#: characters of all that is printed has to see every stage's.
+PROBLEMS, PROBLEM, REASON = 4, 180, 250
 
 
-def best(rows: Rows, item: str) -> dict[str, Any] | None:
-    """The row of tilewright's fastest backend."""
-    ours = [r for r in rows if r["item"] == item and r["provider"].startswith(OURS) and r["status"] == "timed"]
-    return min(ours, key=lambda r: r["result"] if r["unit"] == "us" else -r["result"], default=None)
+def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    cells = [list(columns), *(list(line) for line in lines)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
 
 
-def measured_table(rows: Rows) -> str:
+def text(
+    run: Run, gpu: dict[str, Any], outcomes: dict[str, Outcome], targets: Sequence[tuple[str, str, str]] = ()
+) -> str:
+    """The figures first, then what is wrong, then a line for each stage, and the verdict last."""
+    parts = [measured_table(rows(outcomes)), table(("target", "measured", ""), targets) if targets else ""]
+    parts += [part for o in outcomes.values() for part in o.data.get("tables", ())]
+    parts += [problems(outcomes), stage_table(outcomes)]
+    first = "REHEARSAL, not a measurement: no GPU has computed any of this" if run.rehearsal else ""
+    return "\n\n".join(filter(None, [first, *parts, verdict(run, gpu, outcomes)])) + "\n"
+
+
+def verdict(run: Run, gpu: dict[str, Any], outcomes: dict[str, Outcome]) -> str:
+    counts = Counter(o.status for o in outcomes.values())
+    told = ", ".join(f"{n} {status}" for status, n in counts.items())
+    good = set(counts) <= {"passed"}
+    where = "a rehearsal without a GPU" if run.rehearsal else gpu.get("name", "an unknown GPU")
+    return f"{run.call} on {where}: {'ALL PASSED' if good else told}"
+
+
+def failed(outcomes: dict[str, Outcome]) -> bool:
+    return any(o.status == "failed" for o in outcomes.values())
+
+
+def problems(outcomes: dict[str, Outcome]) -> str:
+    lines = []
+    for name, outcome in outcomes.items():
+        lines += [f"{name}: {p[:PROBLEM]}" for p in outcome.problems[:PROBLEMS]]
+        more = len(outcome.problems) - PROBLEMS
+        lines += [f"{name}: and {more} more, in the result file"] * (more > 0)
+    return "\n".join(["what is wrong:", *lines]) if lines else ""
+
+
+def stage_table(outcomes: dict[str, Outcome]) -> str:
+    lines = [(name, o.status, f"{o.seconds:.0f} s", o.reason[:REASON]) for name, o in outcomes.items()]
+    return table(("stage", "", "", ""), lines)
+
+
+def rows(outcomes: dict[str, Outcome]) -> list[dict[str, Any]]:
+    """Of every item the rows of the last stage that has timed one of ours, since there it was beside most others; of
+    the others those that there are."""
+    by_item: dict[str, list[dict[str, Any]]] = {}
+    for outcome in outcomes.values():
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in outcome.data.get("rows", ()):
+            found.setdefault(row["item"], []).append(row)
+        for item, of_item in found.items():
+            if item not in by_item or any(r["status"] in ("timed", "rehearsed") for r in of_item if _is_ours(r)):
+                by_item[item] = of_item
+    return [row for of_item in by_item.values() for row in of_item]
+
+
+def _is_ours(row: dict[str, Any]) -> bool:
+    return str(row["provider"]).startswith(OURS)
+
+
+def measured_table(found: Rows) -> str:
     """An item per line: each provider's result, and why one has none in as few letters as possible."""
     by_item: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in rows:
+    for row in found:
         by_item.setdefault(row["item"], {})[row["provider"]] = row
-    ours = dict.fromkeys(r["provider"] for r in rows if r["provider"].startswith(OURS))
-    peers = dict.fromkeys(r["provider"] for r in rows if r["provider"] not in ours and r["status"] == "timed")
+    ours = dict.fromkeys(r["provider"] for r in found if _is_ours(r))
+    shown = ("timed", "rehearsed")
+    peers = dict.fromkeys(r["provider"] for r in found if r["provider"] not in ours and r["status"] in shown)
     providers = [*ours, *peers]
     lines = []
-    for item, found in by_item.items():
-        if set(found) == {"all"}:
+    for item, of_item in by_item.items():
+        if set(of_item) == {"all"}:
             continue
-        unit = next((r["unit"] for r in found.values() if "unit" in r), "")
-        lines.append([item, unit, *(cell(found.get(p)) for p in providers)])
-    missed = sum(set(found) == {"all"} for found in by_item.values())
-    text = table(("", "", *providers), lines)
-    return text + (f"\n{missed} items have no row: see bench.rows in the file" if missed else "")
+        unit = next((r["unit"] for r in of_item.values() if "unit" in r), "")
+        lines.append([item, unit, *(cell(of_item.get(p)) for p in providers)])
+    if not lines:
+        return ""
+    missed = sum(set(of_item) == {"all"} for of_item in by_item.values())
+    printed = table(("", "", *providers), lines)
+    return printed + (f"\n{missed} calls have no row: see their reasons in the result file" if missed else "")
 
 
 def cell(row: dict[str, Any] | None) -> str:
@@ -59,68 +113,23 @@ def cell(row: dict[str, Any] | None) -> str:
     return f"{three_digits(row['result'])}{share}" + ("!" if "fault" in row else "")
 
 
-def targets(rows: Rows) -> list[tuple[str, str, str]]:
-    """(target, measured, "met" or "missed" or "unknown") for each that was set, by our fastest backend."""
-    found: list[tuple[str, str, str]] = []
-
-    def least(text: str, value: float | None, target: float, shown: str) -> None:
-        found.append((text, shown if value is not None else "-", verdict(value, target)))
-
-    for causal in ("full", "causal"):
-        for seqlen in (4096, 16384):
-            for mode in ("forward", "backward"):
-                item = f"attention {mode} d128 {causal} S{seqlen}"
-                ours, by = _result(rows, item)
-                if mode == "forward":
-                    least(f"{item} >= 490 TFLOP/s", ours, 490.0, f"{ours or 0:.0f}{by}")
-                ratio = _smallest_ratio(rows, [item], "flex")
-                least(f"{item} >= 1.2x FlexAttention", ratio, 1.2, f"{ratio or 0:.2f}x{by}")
-    widths = sorted({r["width"] for r in rows if r.get("op") == "softmax" and "width" in r})
-    groups = ((">= 4K", [w for w in widths if w >= 4096], 0.95), ("1K", [1024], 0.8), ("256", [256], 0.6))
-    for mode in ("forward", "backward"):
-        for name, group, target in groups:
-            shares = [_share(rows, f"softmax {mode} {w}") for w in group]
-            value = min((s for s in shares if s is not None), default=None)
-            value = None if None in shares else value
-            text = f"softmax {mode} {name} columns >= {100 * target:.0f}% of copy"
-            least(text, value, target, f"{100 * (value or 0):.0f}%")
-        for peer in ("quack", "liger"):
-            ratio = _smallest_ratio(rows, [f"softmax {mode} {w}" for w in widths], peer)
-            least(f"softmax {mode} >= 1.0x {peer} at every width", ratio, 1.0, f"{ratio or 0:.2f}x")
-    decodes = [i for i in dict.fromkeys(r["item"] for r in rows) if i.startswith("decode B")]
-    for item in decodes:
-        share = _share(rows, item)
-        least(f"{item} >= 90% of copy", share, 0.9, f"{100 * (share or 0):.0f}%{_result(rows, item)[1]}")
-    latency, by = _result(rows, "decode latency B1 KV1024")
-    shown = f"{latency:.1f} us{by}" if latency else "-"
-    found.append(("decode latency B1 KV1024 <= 7 us", shown, verdict(latency and -latency, -7.0)))
-    item = "ffn forward 768/3072 gelu_tanh rows 32768"
-    for peer, name, target in (("eager", "eager", 1.18), ("compile", "torch.compile", 1.08)):
-        ratio = _smallest_ratio(rows, [item], peer)
-        least(f"{item} >= {target}x {name}", ratio, target, f"{ratio or 0:.2f}x{_result(rows, item)[1]}")
-    return found
+def three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _result(rows: Rows, item: str) -> tuple[float | None, str]:
-    """The fastest backend's, and which one that is, for behind the figure."""
-    row = best(rows, item)
-    return (row["result"], f" ({row['provider'][len(OURS) :]})") if row else (None, "")
-
-
-def verdict(value: float | None, target: float) -> str:
-    return "unknown" if value is None else "met" if value >= target else "missed"
-
-
-def _share(rows: Rows, item: str) -> float | None:
-    return (best(rows, item) or {}).get("of_roofline")
-
-
-def _smallest_ratio(rows: Rows, items: Sequence[str], peer: str) -> float | None:
-    pairs = [(_result(rows, i)[0], find(rows, i, peer)) for i in items]
-    ratios = [ours / theirs for ours, theirs in pairs if ours and theirs]
-    return min(ratios, default=None)
-
-
-def stage_table(outcomes: dict[str, Outcome]) -> str:
-    lines = [(name, o.status, f"{o.seconds:.0f} s", o.reason[:400]) for name, o in outcomes.items()]
-    return table(("stage", "", "", ""), lines)
+def cached(run: Run, stage: str) -> tuple[str, list[str]]:
+    """Of the kernels that a stage's workers asked Triton's cache for: a line with the counts, and a line for each that
+    was not there. "" if nothing was asked for."""
+    if not run.cache_log.exists():
+        return "", []
+    mine = []
+    for line in run.cache_log.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # of a worker that was ended while it wrote
+            event = json.loads(line)
+            mine += [event] * (event["stage"] == stage)
+    missed = {e["key"]: e["why"] for e in mine if not e["hit"]}
+    if not mine:
+        return "", []
+    found = len({e["key"] for e in mine} - set(missed))
+    told = f"Triton's cache: {found} kernels found, {len(missed)} compiled here"
+    return told, [f"compiled here: {why}" for why in missed.values() if why]

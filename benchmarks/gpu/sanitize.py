@@ -1,12 +1,15 @@
-"""compute-sanitizer over a few cases: accesses out of bounds or misaligned, and races in shared memory."""
+"""compute-sanitizer over a few cases, on our kernels alone: accesses out of bounds or misaligned, and races in shared
+memory."""
 
 from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from .imports import facts
 from .run import Outcome, Run
 
 #: An option of each kind that computes addresses, on sizes that fill no tile.
@@ -22,46 +25,60 @@ WATCHED = (
     "ffn/rows_1/float16",
     "ffn/swiglu_everything/bfloat16",
 )
-
-#: What the tool prints last, with the number of what it has found.
+#: What a tool prints last, with the number of what it has found.
 SUMMARY = {
     "memcheck": r"ERROR SUMMARY: (\d+) errors?",
     "racecheck": r"RACECHECK SUMMARY: (\d+) hazards?",
-    "synccheck": r"ERROR SUMMARY: (\d+) errors?",
 }
-#: Triton places its own barriers; those of the CUDA kernels are ours.
-TOOLS = {"triton": ("memcheck",), "cuda": ("memcheck", "racecheck", "synccheck")}
+#: Barriers of Triton kernels are placed by Triton; those of the CUDA kernels are ours.
+BACKENDS = {"memcheck": ("cuda", "triton"), "racecheck": ("cuda",)}
+
+#: In the mangled name of every CUDA kernel of ours: their namespace.
+NAMESPACE = "tilewright"
 
 
-def sanitize(run: Run, seconds: float) -> Outcome:
-    """All tools side by side: they keep one processor each busy, and the GPU hardly at all."""
-    tool = sanitizer()
-    if tool is None:
+def memcheck(run: Run) -> Outcome:
+    return sanitize(run, "memcheck")
+
+
+def racecheck(run: Run) -> Outcome:
+    return sanitize(run, "racecheck")
+
+
+def sanitize(run: Run, tool: str) -> Outcome:
+    program = sanitizer()
+    if program is None:
         return Outcome("not run", "compute-sanitizer was not found (looked on PATH and in /usr/local/cuda*/bin)")
-    program = tool
-    pairs = [(backend, name) for backend in run.backends for name in TOOLS.get(backend, ("memcheck",))]
-    with ThreadPoolExecutor(len(pairs)) as pool:
-        found = list(pool.map(lambda pair: _watch(run, seconds, program, *pair), pairs))
-    data = {f"{backend} {name}": outcome.data for (backend, name), outcome in zip(pairs, found, strict=True)}
+    backends = [b for b in BACKENDS[tool] if b in run.backends]
+    with ThreadPoolExecutor(len(backends)) as pool:
+        found = list(pool.map(lambda b: _watch(run, program, tool, b), backends))
     statuses = {outcome.status for outcome in found}
     status = "failed" if "failed" in statuses else "partial" if "partial" in statuses else "passed"
-    worst_first = sorted(zip(pairs, found, strict=True), key=lambda one: one[1].status != "failed")
-    reasons = [f"{backend} {name}: {outcome.reason}" for (backend, name), outcome in worst_first]
-    return Outcome(status, "; ".join(reasons), data)
+    told = "; ".join(f"{b}: {outcome.reason}" for b, outcome in zip(backends, found, strict=True))
+    problems = [f"{b}: {p}" for b, outcome in zip(backends, found, strict=True) for p in outcome.problems]
+    return Outcome(status, told, problems, {b: o.data for b, o in zip(backends, found, strict=True)})
 
 
-def _watch(run: Run, seconds: float, program: str, backend: str, name: str) -> Outcome:
-    """Each tensor is an allocation of its own, so that its end is seen."""
-    log = f"sanitize-{backend}-{name}.log"
-    (run.out / log).unlink(missing_ok=True)
+def _watch(run: Run, program: str, tool: str, backend: str) -> Outcome:
+    """Each tensor is an allocation of its own, so that its end is seen. Torch's kernels are not watched."""
+    cases, log = run.some(WATCHED), f"{tool}-{backend}.log"
+    (run.work / log).unlink(missing_ok=True)
     code = run.program(
         log,
-        seconds,
-        *(program, "--tool", name, "--error-exitcode", "99", "--print-limit", "20"),
-        *(run.python, str(Path(__file__).parent), "--cases", backend, *WATCHED),
+        *(program, "--tool", tool, "--error-exitcode", "99", "--print-limit", "20", "--launch-timeout", "120"),
+        *filters(program, backend, facts(run)["kernels"]),
+        *(run.python, str(Path(__file__).parent), "--cases", backend, *cases),
         env={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "1"},
     )
-    return watched(name, (run.out / log).read_text(errors="replace"), code, run.tail(log))
+    return watched(tool, (run.work / log).read_text(errors="replace"), code, run.tail(log), len(cases))
+
+
+def filters(program: str, backend: str, kernels: list[str]) -> list[str]:
+    """By name; older releases call the option otherwise."""
+    said = subprocess.run([program, "--help"], capture_output=True, text=True, check=False).stdout
+    option = "--kernel-name" if "--kernel-name" in said else "--kernel-regex"
+    wanted = f"kns={NAMESPACE}" if backend == "cuda" else f"regex=^({'|'.join(kernels)})$"
+    return [option, wanted]
 
 
 def sanitizer() -> str | None:
@@ -69,17 +86,27 @@ def sanitizer() -> str | None:
     return shutil.which("compute-sanitizer") or (str(installed[-1]) if installed else None)
 
 
-def watched(tool: str, text: str, code: int | None, tail: str) -> Outcome:
+def watched(tool: str, text: str, code: int | None, tail: str, cases: int = len(WATCHED)) -> Outcome:
     """What the tool's log says."""
     errors = re.findall(SUMMARY[tool], text)
     passed, failed = (len(re.findall(rf"^case \S+ {word}", text, re.MULTILINE)) for word in ("passed", "failed"))
-    counts = f"{passed} of {len(WATCHED)} cases passed"
+    counts = f"{passed} of {cases} cases passed"
     data = {"exit_code": code, "errors": [int(n) for n in errors], "passed": passed, "failed": failed}
     if code is None:
-        return Outcome("partial" if passed and not failed else "failed", f"stopped at its limit: {counts}", data)
+        return Outcome("partial" if passed and not failed else "failed", f"stopped at its limit: {counts}", [], data)
     if not errors:
-        return Outcome("failed", f"compute-sanitizer printed no summary: {tail}", data)
-    if code != 0 or int(errors[-1]) or failed or passed != len(WATCHED):
-        found = re.findall(r"========= (Invalid .*|.*out of bounds.*|.*hazard detected.*|Barrier error.*)", text)
-        return Outcome("failed", "; ".join([f"{errors[-1]} errors, exit code {code}, {counts}", *found[:2]]), data)
-    return Outcome("passed", f"0 errors, {counts}", data)
+        return Outcome("failed", "no summary", [f"{tool} printed no summary: {tail}"], data)
+    if code != 0 or int(errors[-1]) or failed or passed != cases:
+        return Outcome("failed", f"{errors[-1]} errors, exit code {code}, {counts}", findings(text), data)
+    return Outcome("passed", f"0 errors, {counts}", [], data)
+
+
+def findings(text: str) -> list[str]:
+    """What was found, each with the source line that it is at, and cases that did not pass."""
+    lines = text.splitlines()
+    found = []
+    for number, line in enumerate(lines):
+        if re.match(r"========= .*(Invalid |out of bounds|hazard detected|Race reported|Barrier error|Error: )", line):
+            at = next((n for n in lines[number + 1 : number + 4] if re.match(r"=========\s+at ", n)), "")
+            found.append(" ".join(f"{line.strip('= ')} {at.strip('= ')}".split()))
+    return list(dict.fromkeys(found)) + [line for line in lines if re.match(r"case \S+ (failed|refused)", line)]

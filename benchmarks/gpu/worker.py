@@ -1,21 +1,83 @@
-"""The child's side of a worker: the benchmark's items, and verification cases, one request at a time."""
+"""The child's side of a worker: one request at a time, of which most are about this package's kernels on the GPU."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tilewright.bench import worker
 from tilewright.bench.worker import Send
 
+from .run import REHEARSAL
+
+#: Where Run.cache_log and the kit's index are, seen from the folder that Triton is told to use.
+_CACHE_LOG, _INDEX = "../cache.jsonl", "index.json"
+
+
+def prepare() -> None:
+    """Of every process that runs kernels."""
+    if REHEARSAL in os.environ:
+        from .rehearsal import begin
+
+        begin()
+    folder = Path(os.environ["TRITON_CACHE_DIR"])
+    from .cache import watch
+
+    watch(folder / _CACHE_LOG, folder / _INDEX)
+
 
 def serve() -> None:
+    prepare()
     worker.serve(HANDLERS)
 
 
-def _cases(request: dict[str, Any], send: Send) -> dict[str, Any]:
+def serve_compiling() -> None:
+    """For `make gpu-kit`."""
+    from .precompile import precompile
+
+    worker.serve({"precompile": lambda request, send: precompile(request)})
+
+
+def _facts(request: dict[str, Any], send: Send) -> dict[str, Any]:
+    """What the import stage tells the others; whether torch sees a GPU is asked in any case."""
+    import torch
+
+    import tilewright
+    from tilewright.bench.environment import environment
+    from tilewright.bench.peers import all_peers
+    from tilewright.registry import backends
     from tilewright.verify.cases import CASES
 
-    return {"cases": [c.id for c in CASES if not c.id.endswith("/float64")]}
+    peers = {p.name: p.version() for of in all_peers().values() for p in of}
+    found = backends()
+    return {
+        "environment": {**environment(), "peers": peers},
+        "origin": tilewright.__file__,
+        "device_seen": torch.cuda.is_available(),
+        "reasons": {b: found[b] for b in request["backends"]},
+        "emulator": importlib.util.find_spec("tilewright._cuda_emulated") is not None,
+        "cases": [c.id for c in CASES if not c.id.endswith("/float64")],
+        "kernels": kernels(),
+    }
+
+
+def kernels() -> list[str]:
+    """The names of the Triton kernels, as a GPU sees them, and of the functions that they are made of."""
+    import importlib
+    import pkgutil
+
+    from triton.runtime.jit import JITFunction
+
+    from tilewright import triton_kernels
+
+    names = set()
+    for module in pkgutil.walk_packages(triton_kernels.__path__, f"{triton_kernels.__name__}."):
+        found = vars(importlib.import_module(module.name)).values()
+        names |= {f.__name__ for f in found if isinstance(f, JITFunction) and f.__module__ == module.name}
+    return sorted(names)
 
 
 def _case(request: dict[str, Any], send: Send) -> dict[str, Any]:
@@ -67,28 +129,21 @@ def _distance(request: dict[str, Any], send: Send) -> dict[str, Any]:
     return {"status": "failed" if wrong else "passed", "reason": reason, "distance": distances, "equal": equal}
 
 
-def _reruns(request: dict[str, Any], send: Send) -> dict[str, Any]:
-    """How many of a call's results are not the first one's, bit by bit."""
-    import torch
+def _check(request: dict[str, Any], send: Send) -> dict[str, Any]:
+    from .calls import check
 
-    from tilewright.bench.measure import Bench
-
-    torch.manual_seed(0)
-    bench = Bench(**request["bench"])
-    function = worker.find_item(request["item"], bench).build(bench).providers[request["provider"]]()
-
-    def tensors() -> tuple[torch.Tensor, ...]:
-        result = function()
-        return result if isinstance(result, tuple) else (result,)
-
-    first, different = tensors(), 0
-    for _ in range(request["times"]):
-        different += not all(torch.equal(a, b) for a, b in zip(first, tensors(), strict=True))
-    return {"different": different}
+    return check(request)
 
 
-def run_cases(names: list[str], backend: str) -> int:
+def _candidate(request: dict[str, Any], send: Send) -> dict[str, Any]:
+    from .trials import trial
+
+    return trial(request)
+
+
+def run_cases(backend: str, names: Sequence[str]) -> int:
     """All in this process, one line each, for a tool that watches it. Answers how many did not pass."""
+    prepare()
     failed = 0
     for name in names:
         record = _run_case(name, backend)
@@ -97,11 +152,20 @@ def run_cases(names: list[str], backend: str) -> int:
     return failed
 
 
+def profile(words: Sequence[str]) -> None:
+    """Calls in this process, ITEM=BACKEND each, for a profiler that watches it."""
+    prepare()
+    from .counters import profiled_calls
+
+    profiled_calls(words)
+
+
 HANDLERS: dict[str, worker.Handler] = {
     **worker.HANDLERS,
-    "cases": _cases,
+    "facts": _facts,
     "case": _case,
     "outputs": _outputs,
     "distance": _distance,
-    "reruns": _reruns,
+    "check": _check,
+    "candidate": _candidate,
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tilewright.bench import exact, items, measure, session, timing
-from tilewright.bench.items.rooflines import COPY, GEMM
+from tilewright.bench.items.rooflines import COPY, GEMM, READ
 from tilewright.registry import unavailable
 
 BACKEND = "cpu" if unavailable("cpu") is None else "reference"
@@ -50,7 +50,7 @@ def test_the_shapes_that_targets_are_set_for_come_first() -> None:
         "ffn forward 4096/14336 swiglu rows 1",
     ):
         assert name in names
-    assert names[:2] == [GEMM, COPY]
+    assert names[:3] == [GEMM, COPY, READ]
 
 
 def fake(**providers: Callable[[], Any]) -> measure.Item:
@@ -142,6 +142,9 @@ def test_more_than_the_roofline_is_a_fault() -> None:
     assert by_item["a"]["of_roofline"] == 0.5 and "fault" not in by_item["a"]
     assert "102% of the roofline" in by_item["b"]["fault"]
     assert "of_roofline" not in by_item["c"]
+    # A call that reads most of what it moves is held against a read, where that is the faster.
+    (*_, reads) = session.add_rooflines([*rooflines, row(READ, "GB/s", 4200.0), row("b", "GB/s", 4100.0)])
+    assert "fault" not in reads and reads["of_roofline"] == pytest.approx(4100 / 4200)
 
 
 def test_a_cpu_is_held_against_a_roofline_of_the_same_turns() -> None:

@@ -94,14 +94,15 @@ def test_a_file_is_read_back_and_another_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     file.write_text(json.dumps(result.to_json()))
     assert read(file) == result
-    file.write_text(json.dumps({"environment": {}, "bench": {"rows": ROWS}}))  # as make gpu writes it
-    assert read(file).rows == ROWS
     for content, told in (("{", "Expecting"), ("[]", "not a result file"), ('{"rows": []}', "no environment")):
         file.write_text(content)
         with pytest.raises(ValueError, match=told):
             read(file)
     file.write_text(json.dumps({**result.to_json(), "form": 99}))
     with pytest.raises(ValueError, match="form 99"):
+        read(file)
+    file.write_text(json.dumps({**result.to_json(), "rehearsal": True}))
+    with pytest.raises(ValueError, match="measures nothing"):
         read(file)
     with pytest.raises(ValueError, match="No such file"):
         read(tmp_path / "none.json")

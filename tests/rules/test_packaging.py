@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -43,7 +44,12 @@ def run(*command: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
 
 def build(target: str, into: Path, **env: str) -> tuple[Path, str]:
     """A wheel or an sdist of the checkout, built with this environment's tools; and what building it printed."""
-    done = run(sys.executable, "-m", "build", f"--{target}", "--no-isolation", "--outdir", str(into), cwd=ROOT, **env)
+    # Other tests may build a wheel as well (benchmarks/gpu/make_kit.py), in the same folder.
+    (ROOT / "build").mkdir(exist_ok=True)
+    with (ROOT / "build" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, "-m", "build", f"--{target}", "--no-isolation", "--outdir", str(into)]
+        done = run(*command, cwd=ROOT, **env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (built,) = into.iterdir()
     return built, done.stdout + done.stderr

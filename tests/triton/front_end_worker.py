@@ -21,7 +21,9 @@ import triton.language as tl
 import tilewright as tw
 from tilewright import stand_in
 from tilewright.stand_in import front_end
+from tilewright.triton_kernels.keys import functions
 from tilewright.triton_kernels.launch import grid
+from tilewright.verify import planes
 from tilewright.verify.case import Case
 from tilewright.verify.cases import select_cases
 from tilewright.verify.run import results
@@ -83,40 +85,16 @@ def widest(instances: list[front_end.Instance]) -> list[front_end.Instance]:
     return list(best.values())
 
 
-def run_planes(planes: str) -> dict[str, Any]:
-    """Forward and backward; the gradient of a mask with a plane for each; packed; caches, appended and split."""
+def run_planes(number: str) -> dict[str, Any]:
+    """Forward and backward of every op, with as many planes."""
     stand_in.activate("sm_90")
     front_end.front_end_only()
-    half = {"dtype": torch.bfloat16, "requires_grad": True}
-    n, wrong = int(planes), []
-    q = torch.ones(n, 1, 2, 16, **half)
-    mask = torch.zeros(n, 1, 2, 2, requires_grad=True)
-    packed = torch.ones(n, 1, 16, **half)
-    boundaries = torch.arange(n + 1, dtype=torch.int32)
-    cache, lengths = torch.zeros(n, 1, 600, 16, dtype=torch.bfloat16), torch.full((n,), 500, dtype=torch.int32)
-    new = q.detach()
-    many = torch.zeros(1, 1, 2 * n, 16, dtype=torch.bfloat16)
-    calls: dict[str, Callable[[], Any]] = {
-        "attention": lambda: tw.attention(q, q, q, backend="triton").sum().backward(),
-        "mask gradient": lambda: tw.attention(q, q, q, mask=mask, backend="triton").sum().backward(),
-        "varlen_attention": lambda: tw.varlen_attention(
-            packed, packed, packed, boundaries, boundaries, 1, 1, backend="triton"
-        )
-        .sum()
-        .backward(),
-        "kvcache_attention": lambda: tw.kvcache_attention(
-            new, cache, cache, k=new, v=new, cache_seqlens=lengths, num_splits=3, backend="triton"
-        ),
-        "many new positions": lambda: tw.kvcache_attention(
-            many[:, :, :1], many, many, k=many[:, :, :n], v=many[:, :, :n], cache_seqlens=n, num_splits=n,
-            backend="triton",
-        ),
-    }  # fmt: skip
-    for name, call in calls.items():
+    wrong = []
+    for call in planes.calls(int(number)):
         try:
-            call()
+            call.run("triton")
         except Exception as error:
-            wrong.append(f"{name} with {n} planes: {type(error).__name__}: {error}")
+            wrong.append(f"{call.name} with {number} planes: {type(error).__name__}: {error}")
     return {"wrong": wrong, "launches": len(stand_in.launches)}
 
 
@@ -142,6 +120,21 @@ def run_lengths() -> dict[str, Any]:
                 tw.kvcache_attention(one, cache, cache, cache_seqlens=lengths, num_splits=1, backend="triton")
         found[op] = [i.kernel.__name__ for i in front_end.instances]
     return found
+
+
+def run_keys(*ops: str) -> dict[str, str]:
+    """After a call of each op in this order: what Triton's cache tells kernels and their functions apart by."""
+    stand_in.activate("sm_90")
+    front_end.front_end_only(lower=False)
+    x = torch.ones(1, 1, 4, 16, dtype=torch.bfloat16, requires_grad=True)
+    calls = {
+        "attention": lambda: tw.attention(x, x, x, sinks=x[0, 0, 0, :1], backend="triton"),
+        "softmax": lambda: tw.softmax(x, backend="triton"),
+        "ffn": lambda: tw.ffn(x, x[0, 0], x[0, 0].T, backend="triton"),
+    }
+    for op in ops:
+        calls[op]().sum().backward()
+    return {f"{f.__module__}.{f.__name__}": f.cache_key for f in functions()}
 
 
 @triton.jit
@@ -180,5 +173,11 @@ def run_refusals() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    what = {"cases": run_cases, "planes": run_planes, "refusals": run_refusals, "lengths": run_lengths}[sys.argv[1]]
+    what = {
+        "cases": run_cases,
+        "planes": run_planes,
+        "lengths": run_lengths,
+        "keys": run_keys,
+        "refusals": run_refusals,
+    }[sys.argv[1]]
     print(json.dumps(what(*sys.argv[2:])))

@@ -65,3 +65,11 @@ def test_other_lengths_batches_and_heads_compile_nothing_again() -> None:
     """A compilation takes seconds, and sequences have any length. Rows here are contiguous; their layout may count."""
     for op, kernels in worker("lengths").items():
         assert len(set(kernels)) == len(kernels), f"{op} compiled the same kernel again for another size: {kernels}"
+
+
+def test_what_was_launched_before_does_not_change_a_kernels_key() -> None:
+    """Else a kernel is compiled again that another program, which began with another op, has compiled: seconds each."""
+    one, other = worker("keys", "attention", "softmax", "ffn"), worker("keys", "ffn", "softmax", "attention")
+    changed = [name for name in one if one[name] != other[name]]
+    assert not changed, f"the order of calls has changed the keys of {changed}: see triton_kernels/keys.py"
+    assert len(one) > 50, one

@@ -19,11 +19,13 @@ from ..ops.kvcache_attention import OP as KVCACHE_OP
 from ..ops.varlen_attention import OP as VARLEN_OP
 from ..ops.varlen_attention import VarlenAttentionCall
 from ..registry import Implementation
-from ..triton_kernels import attention, attention_backward, attention_decode, attention_mask_gradient
+from ..triton_kernels import attention, attention_backward, attention_decode, attention_mask_gradient, keys
 from ..triton_kernels.attention_table import load_of, table_key
 from ..triton_kernels.descriptor import describable, describe, has_tma
 from ..triton_kernels.launch import Config, config, grid
 from .triton import on_device, unsupported
+
+keys.settle()
 
 #: Up to this many rows (queries times the heads of a group) are packed into one block and their keys split.
 DECODE_ROWS = 64

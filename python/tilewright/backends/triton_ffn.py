@@ -10,9 +10,11 @@ from torch import Tensor
 from ..ops._dropout import dropout_scale, dropout_threshold
 from ..ops.ffn import OP, FfnCall
 from ..registry import Implementation
-from ..triton_kernels import ffn, ffn_backward
+from ..triton_kernels import ffn, ffn_backward, keys
 from ..triton_kernels.ffn_product import product
 from .triton import on_device, unsupported
+
+keys.settle()
 
 
 def _dropout(call: FfnCall) -> ffn.Dropout | None:

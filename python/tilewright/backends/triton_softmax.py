@@ -17,10 +17,13 @@ from torch import Tensor
 from ..ops._features import broadcast_strides
 from ..ops.softmax import SoftmaxCall, causal_shift
 from ..registry import Implementation
+from ..triton_kernels import keys
 from ..triton_kernels import softmax as kernels
 from ..triton_kernels.launch import config, keeps_configurations, multiprocessors
 from ..triton_kernels.softmax_table import WIDEST
 from .triton import on_device, unsupported
+
+keys.settle()
 
 Ints = tuple[int, ...]
 

@@ -11,8 +11,8 @@ from .timing import milliseconds
 #: What the columns hold, for a line below the table.
 LEGEND = (
     "Times are medians of samples taken in turns; **x** is how many times faster tilewright is than the fastest other "
-    "implementation of the call, with its 95% interval; the limit is a matrix product or a copy (on a CPU, a read "
-    "as well) of the same run (more than 100% is a fault of the measurement, marked !); the error is the distance from "
+    "implementation of the call, with its 95% interval; the limit is a matrix product, or a copy or a read, "
+    "of the same run (more than 100% is a fault of the measurement, marked !); the error is the distance from "
     "float64, ‖found - exact‖ / ‖exact‖."
 )
 

@@ -83,7 +83,7 @@ class Worker:
             if not line:
                 code = process.wait()
                 self.close()
-                answer.reason = f"the process ended: {_ending(code)}; see {self._log.name}"
+                answer.reason = f"the process ended: {ending(code)}; see {self._log.name}"
                 return answer
             message = json.loads(line)
             if message.pop("done", False):
@@ -120,7 +120,7 @@ def _pump(stream: Any, messages: queue.Queue[bytes]) -> None:
     messages.put(b"")
 
 
-def _ending(code: int) -> str:
+def ending(code: int) -> str:
     return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 

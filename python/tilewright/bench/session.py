@@ -12,7 +12,7 @@ from typing import Any
 
 from .environment import usable_cpus
 from .items.end_to_end import MODEL
-from .items.rooflines import COPY, GEMM
+from .items.rooflines import COPY, GEMM, READ, ROOFLINE
 from .process import Answer, Worker, run_pool
 
 SECONDS_TO_COMPILE = 120.0
@@ -142,17 +142,17 @@ def _rows_of(name: str, without: Excluded) -> list[Row]:
 
 def add_rooflines(rows: list[Row]) -> list[Row]:
     """Each result's share of its roofline: of the item's own turns, or of what the same run measured for a matrix
-    product of its dtype (or a faster one of another: 16-bit numbers can be multiplied as float32), or for a copy. Above
-    100% is a fault of the measurement."""
+    product of its dtype (or a faster one of another: 16-bit numbers can be multiplied as float32), or for a copy or a
+    read, whichever was faster. Above 100% is a fault of the measurement."""
     timed = [r for r in rows if r["status"] == "timed"]
-    copies = [r["result"] for r in timed if r["item"] == COPY]
+    moves = [r["result"] for r in timed if r["item"] in (COPY, READ)]
     products = {r.get("dtype", "bfloat16"): r["result"] for r in timed if r["item"].startswith(GEMM)}
     for row in timed:
-        if row["item"].startswith((GEMM, COPY)):
+        if row["item"].startswith(ROOFLINE):
             continue
         roof = row.get("roofline")  # of the item's own turns, where it was timed so
-        if roof is None and row["unit"] == "GB/s" and copies:
-            roof = copies[0]
+        if roof is None and row["unit"] == "GB/s" and moves:
+            roof = max(moves)
         elif roof is None and (row["unit"] == "TFLOP/s" or "flops_per_token" in row) and products:
             dtype = row.get("dtype", "bfloat16")
             roof = max((v for d, v in products.items() if d == dtype or dtype != "float32"), default=None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .items.rooflines import COPY, GEMM
+from .items.rooflines import ROOFLINE
 from .measure import OURS
 from .stats import Growth, Ratio, fit_growth, geometric_mean, paired_ratio
 
@@ -34,17 +34,16 @@ class Result:
 
 
 def read(path: Path) -> Result:
-    """ValueError if it is not a result file of ``tilewright bench``, or of ``make gpu``."""
+    """ValueError if it is not a result file of ``tilewright bench``, or of ``make gpu-measure``."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    stage = found.get("bench") if isinstance(found, dict) else None
-    if isinstance(stage, dict) and "rows" in stage:
-        found = {**found, "rows": stage["rows"], "command": "make gpu", "settings": {"device": "cuda"}}
     names = ("environment", "command", "settings", "rows")
     if not isinstance(found, dict) or not all(n in found for n in names) or not isinstance(found["rows"], list):
         raise ValueError(f"{path}: not a result file of tilewright bench: it has no {', '.join(names)}")
+    if found.get("rehearsal"):
+        raise ValueError(f"{path}: of a rehearsal, which measures nothing")
     if found.get("form", FORM) != FORM:
         raise ValueError(f"{path}: of form {found['form']}; this version reads form {FORM}")
     environment, command, settings, rows = (found[n] for n in names)
@@ -60,7 +59,7 @@ def write(result: Result, path: Path) -> None:
 
 
 def is_roofline(item: str) -> bool:
-    return item.startswith((GEMM, COPY))
+    return item.startswith(ROOFLINE)
 
 
 def is_ours(row: Row) -> bool:

@@ -31,7 +31,8 @@ def bench(
         ),
     ] = None,
     shapes: Annotated[
-        str | None, typer.Option(metavar="SET", help="cpu, cpu-long, gpu, gpu-long or tiny. Default: by the device.")
+        str | None,
+        typer.Option(metavar="SET", help="cpu, cpu-long, gpu-first, gpu, gpu-long or tiny. Default: by the device."),
     ] = None,
     shape: Annotated[
         list[str] | None,

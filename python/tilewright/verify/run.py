@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,13 +70,40 @@ def run_case(case: Case, backends: Sequence[str], seed: int = 0) -> list[Record]
 
 def results(case: Case, backend: str, seed: int = 0) -> dict[str, Tensor]:
     """Outputs and gradients (``d`` + the argument's name) of a backend on the inputs that the case is verified with."""
-    maker = Maker(seed, case.dtype, torch.device(registry.home(backend)))
-    arguments = case.make(maker)
-    upstream = _make_upstream(case, maker, arguments)
+    _, arguments, upstream = _inputs(case, backend, seed)
     found = _evaluate(case, arguments, upstream, seed, backend)
     if found.problems:
         raise ValueError(f"{case.id}: {'; '.join(found.problems)}")
     return found.tensors
+
+
+class Prepared(NamedTuple):
+    """A call of a case, on inputs that are there already. blocks: the memory that they lie in."""
+
+    call: Callable[[], dict[str, Tensor]]
+    blocks: list[Tensor]
+
+
+def prepare(case: Case, backend: str, seed: int = 0) -> Prepared:
+    """Nothing but the op's call and its gradients, for streams and CUDA graphs. Its results are those of
+    :func:`results`, unless the case draws random numbers."""
+    maker, arguments, upstream = _inputs(case, backend, seed)
+    names = tuple(_expected_layouts(case, arguments))
+    leaves = _leaves(case, arguments)
+
+    def call() -> dict[str, Tensor]:
+        returned = OPS[case.op][1](**leaves, backend=backend)
+        outputs = dict(zip(names, returned if isinstance(returned, tuple) else (returned,), strict=True))
+        gradients = _gradients(case, leaves, outputs, upstream, zeros=False)
+        return {n: t.detach() for n, t in {**outputs, **gradients}.items()}
+
+    return Prepared(call, maker.blocks)
+
+
+def _inputs(case: Case, backend: str, seed: int) -> tuple[Maker, dict[str, Any], dict[str, Tensor]]:
+    maker = Maker(seed, case.dtype, torch.device(registry.home(backend)))
+    arguments = case.make(maker)
+    return maker, arguments, _make_upstream(case, maker, arguments)
 
 
 def _run_backend(case: Case, backend: str, seed: int, draws: list[_Draw]) -> Record:

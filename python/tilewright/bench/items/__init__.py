@@ -5,8 +5,9 @@ from __future__ import annotations
 from ..measure import Item
 from . import attention, decode, end_to_end, ffn, growth, overhead, own, rooflines, softmax, varlen
 
-#: Sets of shapes: for a GPU and for a CPU, in minutes, and with every shape; "tiny" only shows that all of it runs.
-SETS = ("gpu", "gpu-long", "cpu", "cpu-long", "tiny")
+#: Sets of shapes: the few calls that tell most about a GPU, in a minute; for a GPU and for a CPU, in minutes, and with
+#: every shape; "tiny" only shows that all of it runs.
+SETS = ("gpu-first", "gpu", "gpu-long", "cpu", "cpu-long", "tiny")
 
 OPS = {
     "attention": attention.items,

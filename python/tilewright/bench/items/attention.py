@@ -85,6 +85,23 @@ def _build(bench: Bench, mode: str, shape: Attention) -> Built:
 Calls = Iterator[tuple[str, Attention]]
 
 
+def _gpu_first() -> Calls:
+    """Each head dim, length, mode and mask at least twice."""
+    for mode, head_dim, causal, seqlen in (
+        ("forward", 128, True, 4096),
+        ("backward", 128, True, 4096),
+        ("forward", 128, False, 16384),
+        ("backward", 128, False, 16384),
+        ("forward", 64, False, 4096),
+        ("backward", 64, True, 1024),
+        ("forward", 256, True, 16384),
+        ("backward", 256, False, 4096),
+        ("forward", 128, True, 1024),
+    ):
+        heads = 2048 // head_dim
+        yield mode, Attention(SWEEP, "bfloat16", 16384 // seqlen, heads, heads, seqlen, head_dim, causal)
+
+
 def _of_16k_tokens(sizes: list[tuple[int, int, int, int]]) -> Calls:
     """(head_dim, heads, heads_kv, seqlen), each forward and backward, full and causal; FlashAttention's own sizes."""
     for head_dim, heads, heads_kv, seqlen in sizes:
@@ -159,4 +176,11 @@ def _tiny() -> Calls:
     yield "both", Attention(SWEEP, "float32", 2, 2, 2, 24, 16, lengths=(24, 7))
 
 
-SETS = {"gpu": _gpu, "gpu-long": _gpu_long, "cpu": _cpu, "cpu-long": _cpu_long, "tiny": _tiny}
+SETS = {
+    "gpu-first": _gpu_first,
+    "gpu": _gpu,
+    "gpu-long": _gpu_long,
+    "cpu": _cpu,
+    "cpu-long": _cpu_long,
+    "tiny": _tiny,
+}

@@ -67,6 +67,11 @@ def _build(bench: Bench, shape: Decode) -> Built:
     return Built(providers_of(bench, shape, "forward", made, PEERS, (q, k, v, table), q), error)  # type: ignore[arg-type]
 
 
+def _gpu_first() -> Iterator[Decode]:
+    yield Decode("Llama-3 8B", "bfloat16", 8, *LLAMA, 16384, 128)
+    yield Decode("Llama-3 8B", "bfloat16", 1, *LLAMA, 1024, 128, latency=True)
+
+
 def _gpu() -> Iterator[Decode]:
     """Caches of 512 MB, larger than any cache of the chip; and the shortest call."""
     for batch in (1, 8, 64):
@@ -106,4 +111,11 @@ def _tiny() -> Iterator[Decode]:
     yield Decode("tiny", "bfloat16", 1, 4, 2, 32, 16, latency=True)
 
 
-SETS = {"gpu": _gpu, "gpu-long": _gpu_long, "cpu": _cpu, "cpu-long": _cpu_long, "tiny": _tiny}
+SETS = {
+    "gpu-first": _gpu_first,
+    "gpu": _gpu,
+    "gpu-long": _gpu_long,
+    "cpu": _cpu,
+    "cpu-long": _cpu_long,
+    "tiny": _tiny,
+}

@@ -69,6 +69,11 @@ def _build(bench: Bench, mode: str, shape: Ffn) -> Built:
 Calls = Iterator[tuple[str, Ffn]]
 
 
+def _gpu_first() -> Calls:
+    for mode in ("forward", "backward"):
+        yield mode, Ffn("GPT-2", "bfloat16", 32768, *GPT2)
+
+
 def _gpu() -> Calls:
     for mode in ("forward", "backward"):
         yield mode, Ffn("GPT-2", "bfloat16", 32768, *GPT2)
@@ -115,4 +120,11 @@ def _tiny() -> Calls:
     yield "both", Ffn("tiny", "float32", 20, 16, 24, "gelu_tanh", bias=True)
 
 
-SETS = {"gpu": _gpu, "gpu-long": _gpu_long, "cpu": _cpu, "cpu-long": _cpu_long, "tiny": _tiny}
+SETS = {
+    "gpu-first": _gpu_first,
+    "gpu": _gpu,
+    "gpu-long": _gpu_long,
+    "cpu": _cpu,
+    "cpu-long": _cpu_long,
+    "tiny": _tiny,
+}

@@ -15,6 +15,7 @@ COMPILED = ("compile", "flex")
 
 #: By the set of shapes: sequence lengths, cached keys, widths, rows.
 SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
+    "gpu-first": ((), (), (), ()),
     "gpu": ((), (), (), ()),
     "gpu-long": (
         tuple(2**i for i in range(9, 16)),

@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured in the same run: a matrix product in each dtype, and a copy."""
+"""What the machine can do at most, measured in the same run: a matrix product in each dtype, a copy, and a read."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from ..environment import cache_bytes
 from ..measure import Bench, Built, Item
 from ..timing import interleave
 
-GEMM, COPY = "roofline gemm", "roofline copy"
+#: What the names of rooflines begin with.
+ROOFLINE = "roofline"
+GEMM, COPY, READ = f"{ROOFLINE} gemm", f"{ROOFLINE} copy", f"{ROOFLINE} read"
 
 #: By the set of shapes: the product's size, the copy's bytes (None: by the CPU's caches), and the dtypes.
 #: A CPU without instructions for bfloat16 multiplies it as float32, so that float32's product is the roof of both.
 SIZES: dict[str, tuple[int, int | None, tuple[str, ...]]] = {
+    "gpu-first": (8192, 2**31, ("bfloat16",)),
     "gpu": (8192, 2**31, ("bfloat16",)),
     "gpu-long": (8192, 2**31, ("bfloat16", "float16", "float32")),
     "cpu": (1536, None, ("float32", "bfloat16")),
@@ -35,6 +38,9 @@ def items(shapes: str) -> Iterator[Item]:
     count = _copied_bytes() if copied is None else copied
     facts = {"op": "roofline", "mode": "forward", "label": "copy", "bytes": 2 * count}
     yield Item(COPY, "GB/s", functools.partial(_copy, count=count), 2.0 * count, cold=True, facts=facts)
+    if not shapes.startswith("cpu"):  # whose items take turns with their own roofs
+        facts = {"op": "roofline", "mode": "forward", "dtype": "bfloat16", "label": "read", "bytes": count}
+        yield Item(READ, "GB/s", functools.partial(_read, count=count), float(count), cold=True, facts=facts)
 
 
 #: The size of the product that a CPU's items are timed in turns with: it takes milliseconds, like most of them, since
@@ -117,3 +123,15 @@ def _copy(bench: Bench, count: int) -> Built:
         return 0.0 if torch.equal(result, source) else 1.0
 
     return Built({"torch": lambda: lambda: target.copy_(source)}, error)
+
+
+def _read(bench: Bench, count: int) -> Built:
+    """Sums of rows, as a product with ones or as a reduction: whichever reads faster is the roof."""
+    rows = bench.normal(max(1, count // (2 * READ_WIDTH)), min(READ_WIDTH, count // 2))
+    ones = torch.ones(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    some = slice(0, min(len(rows), 256))
+
+    def error(result: Any) -> float:
+        return exact.distance([result[some]], [rows[some].double().sum(1)])
+
+    return Built({"product": lambda: lambda: rows @ ones, "sum": lambda: lambda: rows.sum(1)}, error)

@@ -58,6 +58,11 @@ def _of_bytes(widths: tuple[int, ...], dtype: str, bytes_of_x: int, *modes: str)
             yield mode, Softmax("logits" if width >= 32768 else "attention", dtype, bytes_of_x // (size * width), width)
 
 
+def _gpu_first() -> Calls:
+    yield from _of_bytes((1024, 16384, 131072), "bfloat16", GPU_BYTES, "forward")
+    yield from _of_bytes((16384,), "bfloat16", GPU_BYTES, "backward")
+
+
 def _gpu() -> Calls:
     yield from _of_bytes(WIDTHS, "bfloat16", GPU_BYTES, "forward", "backward")
 
@@ -85,4 +90,11 @@ def _tiny() -> Calls:
     yield "forward", Softmax("tiny", "bfloat16", 16, 8)
 
 
-SETS = {"gpu": _gpu, "gpu-long": _gpu_long, "cpu": _cpu, "cpu-long": _cpu_long, "tiny": _tiny}
+SETS = {
+    "gpu-first": _gpu_first,
+    "gpu": _gpu,
+    "gpu-long": _gpu_long,
+    "cpu": _cpu,
+    "cpu-long": _cpu_long,
+    "tiny": _tiny,
+}

@@ -94,4 +94,11 @@ def _tiny() -> Calls:
     yield "both", Varlen("tiny", "float32", (5, 1, 20), 4, 2, 16, True)
 
 
-SETS = {"gpu": _gpu, "gpu-long": _gpu_long, "cpu": _cpu, "cpu-long": _cpu_long, "tiny": _tiny}
+SETS = {
+    "gpu-first": lambda: iter(()),
+    "gpu": _gpu,
+    "gpu-long": _gpu_long,
+    "cpu": _cpu,
+    "cpu-long": _cpu_long,
+    "tiny": _tiny,
+}

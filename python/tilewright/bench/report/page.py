@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..items.rooflines import COPY
+from ..items.rooflines import COPY, READ
 from ..summary import LEAST_BYTES, LEAST_SECONDS, Result, curves, is_ours, is_roofline, result_text
 from . import svg, view
 from .markup import Child, Markup, join, tag
@@ -129,7 +129,7 @@ def _fastest(seen: Glance) -> Markup:
 
 def _limits(result: Result, seen: Glance) -> Markup:
     roofs = [
-        f"{'copy' if r['item'] == COPY else 'product, ' + str(r.get('dtype', ''))}: {result_text(r)}"
+        f"{r['label'] if r['item'] in (COPY, READ) else 'product, ' + str(r.get('dtype', ''))}: {result_text(r)}"
         for r in result.rows
         if is_roofline(r["item"])
     ]

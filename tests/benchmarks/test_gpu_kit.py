@@ -1,0 +1,87 @@
+"""`make gpu-kit` around its long steps: what has not changed is kept, and what went wrong is said."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpu import kit, make_kit
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[str]]]:
+    """Makes a kit with steps that take no time; answers the exit code and which steps ran."""
+    steps: list[str] = []
+    digests = {"sources": "1", "lists": "1"}
+
+    def done(self: make_kit.Made, log: str, command: list[str], **env: str) -> None:
+        steps.append(log)
+        if log == "wheel":
+            assert env["TILEWRIGHT_CUDA_ARCHS"] == "90a" and "-lineinfo" in env["NVCC_APPEND_FLAGS"]
+            (self.folder / "tilewright-0.1.0-cp312-cp312-linux_x86_64.whl").write_text("wheel")
+        elif log == "peers":
+            (self.folder / kit.PEERS / "liger_kernel-1.0-py3-none-any.whl").write_text("peer")
+
+    def compile_all(python: str, env: dict[str, str], log: Path, events: Path, sample: int) -> list[str]:
+        steps.append("compile")
+        assert "TRITON_INTERPRET" not in env and env["TILEWRIGHT_TUNED"] == "off"
+        return list(failing)
+
+    def pack(python: str, env: dict[str, str], cache: Path, events: Path, archive: Path) -> dict[str, int]:
+        archive.write_bytes(b"x" * size[0])
+        return {"kernels": 3, "launchers": 2}
+
+    failing: list[str] = []
+    size = [10]
+    monkeypatch.setattr(make_kit.Made, "_done", done)
+    monkeypatch.setattr(make_kit, "compile_all", compile_all)
+    monkeypatch.setattr(make_kit, "pack", pack)
+    monkeypatch.setattr(make_kit, "versions", lambda python: {"torch": make_kit.TORCH, "triton": make_kit.TRITON})
+    monkeypatch.setattr(make_kit.subprocess, "run", lambda *a, **k: type("Done", (), {"stdout": "cpython-312-x"}))
+    monkeypatch.setattr(
+        kit, "digest", lambda names=kit.SOURCES: digests["sources" if names == kit.SOURCES else "lists"]
+    )
+
+    def run(fails: tuple[str, ...] = (), megabytes: float = 0.0, **changed: str) -> tuple[int, list[str]]:
+        steps.clear()
+        digests.update(changed)
+        failing[:], size[0] = fails, int(megabytes * 2**20)
+        words = ["--kit", str(tmp_path / "kit"), "--work", str(tmp_path / "work"), "--python", sys.executable]
+        return make_kit.main(words), list(steps)
+
+    return run
+
+
+def test_what_has_not_changed_is_kept(make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make() == (0, ["wheel", "peers", "compile"])
+    described = json.loads((tmp_path / "kit" / kit.DESCRIPTION).read_text())
+    assert (described["python"], described["torch"], described["kernels"]) == ("cpython-312-x", make_kit.TORCH, 3)
+    assert "in total" not in capsys.readouterr().err
+    assert make() == (0, [])
+    assert make(lists="2") == (0, ["compile"]), "other calls, the same package"
+    assert make(sources="2") == (0, ["wheel", "compile"])
+    (tmp_path / "kit" / kit.CACHE).unlink()
+    assert make() == (0, ["compile"])
+
+
+def test_a_kit_that_is_not_whole_is_a_failure_in_words(make: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _ = make(fails=("case a/b/c: KeyError: 'small'",))
+    assert code == 1 and "not compiled: case a/b/c: KeyError: 'small'" in capsys.readouterr().err
+    assert make() == (0, ["compile"]), "what failed is tried again"
+    assert make(sources="3", megabytes=60) == (1, ["wheel", "compile"])
+    assert "that is more than 60 MB" in capsys.readouterr().err
+
+
+def test_without_a_python_312_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"no python3\.12 was found .* name one with --python"):
+        make_kit.python_312()
+    python = tmp_path / "versions" / "3.12.1" / "bin" / "python3.12"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    assert make_kit.python_312() == str(python)
