@@ -168,7 +168,7 @@ void attend_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group
   // Not with a backward to come: that computes the scores as tiles, and its probabilities need the very same sums.
   const bool decode = rows < kLeastRows<A> && p.row_stats.data == nullptr;
   if (decode) decode_strip(p, s, w.strip[0], k, v, begin / 4 * 4, end, w.scores, w.decode, &states[0]);
-  const ProductScope scope;
+  [[maybe_unused]] const ProductScope scope;
   for (int64_t tile = begin / kKeyTile * kKeyTile; tile < end && !decode; tile += kKeyTile) {
     const int64_t lo = tile > begin ? tile : begin, hi = tile + kKeyTile < end ? tile + kKeyTile : end;
     // Started at a multiple of 4 so that a Philox counter's four keys stay together.

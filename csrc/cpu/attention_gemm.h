@@ -115,12 +115,12 @@ inline void gemm(int64_t rows, int vectors, int64_t depth, const A* a, int64_t l
 template <class V, int... I>
 TW_INLINE V interleave_low(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int n = sizeof...(I);
-  return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * n)...);
+  return shuffle(a, b, std::integer_sequence<int, (I / 2 + (I % 2) * n)...>{});
 }
 template <class V, int... I>
 TW_INLINE V interleave_high(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int n = sizeof...(I);
-  return __builtin_shufflevector(a, b, (n / 2 + I / 2 + (I % 2) * n)...);
+  return shuffle(a, b, std::integer_sequence<int, (n / 2 + I / 2 + (I % 2) * n)...>{});
 }
 
 // An L x L block in registers. A perfect shuffle of all its elements rotates their index by one bit; log2(L) of them

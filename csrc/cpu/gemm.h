@@ -100,7 +100,7 @@ void gemm_packed(const Product<A>& p, A* scratch, const Epilogue& epilogue, cons
     const int64_t row_panels = ceil_div(rows, MR), column_panels = pair * ceil_div(columns, NR);
     Packed<A>* const packed_b = reinterpret_cast<Packed<A>*>(own + thread * own_size);
     A* const tiles = own + thread * own_size + blocking.packed_b;  // [column panel][row panel][MR][NR]
-    const PanelScope scope;
+    [[maybe_unused]] const PanelScope scope;
     for (int64_t k = 0; k < p.k; k += kDepth) {
       const int64_t part = min64(kDepth, p.k - k), depth = round_up(part, kDepthStep);
       const bool last = k + part == p.k;

@@ -198,7 +198,8 @@ TW_INLINE void with_dtype(DType dtype, const F& f) {
   }
 }
 
-// Lanes of two vectors by index, the second's counting on from the first's.
+// Lanes of two vectors by index, the second's counting on from the first's. The one place that names the builtins: GCC
+// has Clang's since 12, and Clang has no other.
 template <class V, int... I>
 TW_INLINE V shuffle(V a, V b, std::integer_sequence<int, I...>) {
 #if defined(__clang__) || __GNUC__ >= 12
