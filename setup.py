@@ -2,10 +2,12 @@
 
 A module that cannot be built is left out with one warning, and the install succeeds: the other backends do not need it.
 TILEWRIGHT_CPU=0 leaves the CPU module out, TILEWRIGHT_CPU=1 makes its failure an error; TILEWRIGHT_CUDA is the same for
-the module of CUDA kernels, and TILEWRIGHT_CUDA_EMULATED for the emulator that runs them on any machine.
+the module of CUDA kernels, and TILEWRIGHT_CUDA_EMULATED for the emulator that runs them on any machine. Unset, editable
+installs build the emulator; others get its sources, and build it where it is first used (tilewright/emulator.py).
 TILEWRIGHT_CUDA_ARCHS="80;90a" says what the CUDA kernels are compiled for: docs/cuda.md.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -22,10 +24,16 @@ TARGETS = {"cpu": "tilewright._cpu", "cuda_emulated": "tilewright._cuda_emulated
 #: What CUDA kernels are compiled for where there is no GPU to ask, and the oldest that they are written for.
 DEFAULT_ARCHITECTURES, OLDEST_ARCHITECTURE = ["80", "90a"], 80
 REMAINING = "the triton and reference backends work without it"
+#: Not built at installation but by the package where it is first used, from the sources that lie in this folder of it.
+FIRST_USE, SOURCES = "cuda_emulated", "csrc"
 
 
-class LeftOut(Exception):
-    """Why a target is not built, in words."""
+# By its path: the package itself is not installed yet, and importing it takes torch.
+_spec = importlib.util.spec_from_file_location("tilewright_cmake", ROOT / "python" / "tilewright" / "cmake.py")
+assert _spec is not None and _spec.loader is not None
+cmake = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(cmake)
+BuildError = cmake.BuildError
 
 
 def requested(target: str) -> bool | None:
@@ -58,7 +66,7 @@ def find_nvcc(path: str) -> str:
         candidates = [*([str(Path(home, "bin", "nvcc"))] if home else []), "nvcc", "/usr/local/cuda/bin/nvcc"]
     found = next(filter(None, (shutil.which(c, path=path) for c in candidates)), None)
     if found is None:
-        raise LeftOut(f"nvcc was not found (looked for {', '.join(candidates)})")
+        raise BuildError(f"nvcc was not found (looked for {', '.join(candidates)})")
     return found
 
 
@@ -79,14 +87,17 @@ def cuda_architectures(nvcc: str) -> list[str]:
     listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=False).stdout
     known = set(re.findall(r"sm_(\d+)", listed))
     if not known:
-        raise LeftOut(f"{nvcc} does not say what it compiles for (nvcc --list-gpu-code)")
+        raise BuildError(f"{nvcc} does not say what it compiles for (nvcc --list-gpu-code)")
     asked = requested_architectures()
     unknown = [a for a in asked if a.rstrip("af") not in known]
     if unknown:
         names = ", ".join(sorted(known, key=int))
         raise SystemExit(f"TILEWRIGHT_CUDA_ARCHS: {nvcc} does not know {', '.join(unknown)}; it compiles for {names}")
-    # A GPU newer than this nvcc runs the PTX that is always included.
-    found = [a for a in gpu_architectures() if a.rstrip("af") in known]
+    gpus = gpu_architectures()
+    found = [a for a in gpus if a.rstrip("af") in known]
+    # A GPU newer than this nvcc runs PTX, which comes with every plain architecture.
+    if found and len(found) < len(gpus) and all(a[-1] in "af" for a in found):
+        found.insert(0, str(OLDEST_ARCHITECTURE))
     return asked or found or [a for a in DEFAULT_ARCHITECTURES if a.rstrip("af") in known]
 
 
@@ -94,55 +105,26 @@ def options_of(target: str, env: dict[str, str], development: bool) -> list[str]
     """What CMake needs to know besides the target's name."""
     if target == "cpu":
         return [f"-DTILEWRIGHT_CPU_TILES={'ON' if development else 'OFF'}"]
-    if target != "cuda":
-        return []
+    if target == "cuda_emulated":
+        return ["-DTILEWRIGHT_CPU=OFF"]
     nvcc = find_nvcc(env["PATH"])
     architectures = ";".join(cuda_architectures(nvcc))
-    return ["-DTILEWRIGHT_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DTILEWRIGHT_CUDA_ARCHS={architectures}"]
+    return [
+        "-DTILEWRIGHT_CPU=OFF",
+        "-DTILEWRIGHT_CUDA=ON",
+        f"-DCMAKE_CUDA_COMPILER={nvcc}",
+        f"-DTILEWRIGHT_CUDA_ARCHS={architectures}",
+    ]
 
 
-def run_shown(command: list[str], env: dict[str, str]) -> None:
-    """Run a build step with its output shown; when it fails, the first line that names an error is the reason."""
-    lines: list[str] = []
-    with subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            sys.stdout.write(line)
-            lines.append(line.strip())
-    sys.stdout.flush()
-    if process.returncode != 0:
-        errors = (line for line in lines if "error" in line.lower())
-        raise LeftOut(f"the build failed: {next(errors, lines[-1] if lines else f'exit code {process.returncode}')}")
-
-
-def build_environment() -> dict[str, str]:
-    """The environment with this Python's scripts first on PATH: cmake and ninja are there even if not activated."""
-    return {**os.environ, "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])}
-
-
-def cmake_build(target: str, development: bool) -> Path:
+def build(target: str, development: bool) -> Path:
     """Build one module in its own folder, which is kept, so that the next build compiles only what changed.
 
     development: with what only tests use.
     """
-    env = build_environment()
-    for tool in ("cmake", "ninja"):
-        if shutil.which(tool, path=env["PATH"]) is None:
-            raise LeftOut(f"{tool} was not found")
-    compilers = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    if not any(shutil.which(c, path=env["PATH"]) for c in compilers):
-        raise LeftOut(f"no C++ compiler was found (looked for {', '.join(compilers)})")
     folder = ROOT / "build" / f"{target}-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
-    configure = ["cmake", "-S", str(ROOT / "csrc"), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
-    # Named each time: pip's build environments live in a new folder every time, and the cached paths would be stale.
-    configure += [
-        f"-DPython_EXECUTABLE={sys.executable}",
-        f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=env['PATH'])}",
-        *options_of(target, env, development),
-    ]
-    run_shown(configure, env)
-    run_shown(["cmake", "--build", str(folder), "--target", f"_{target}"], env)
-    return folder / f"_{target}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    options = options_of(target, cmake.environment(), development)
+    return cmake.build(ROOT / "csrc", folder, f"_{target}", options, sys.stdout.write)
 
 
 class CMakeBuild(build_ext):
@@ -150,21 +132,30 @@ class CMakeBuild(build_ext):
         missing: dict[str, str] = {}
         requests = {target: requested(target) for target in TARGETS}
         requested_architectures()  # a mistake in a variable is said before anything is compiled
-        for target, module in TARGETS.items():
-            wanted = requests[target]
-            try:
-                if wanted is False:
-                    raise LeftOut(f"TILEWRIGHT_{target.upper()}=0 was set when the package was built")
-                self.place(cmake_build(target, self.editable_mode), Path(self.get_ext_fullpath(module)))
-            except LeftOut as reason:
-                if wanted:
-                    raise SystemExit(f"tilewright: TILEWRIGHT_{target.upper()}=1, but {reason}") from None
-                Path(self.get_ext_fullpath(module)).unlink(missing_ok=True)  # an earlier build's must not slip in
-                print(f"tilewright: warning: {module} is left out: {reason}; {REMAINING}", file=sys.stderr)
-                missing[target] = str(reason)
-        self.extensions = [e for e in self.extensions if not any(e.name == TARGETS[t] for t in missing)]
+        development = self.editable_mode or self.inplace
         package = Path(self.get_ext_fullpath("tilewright._cpu")).parent
         package.mkdir(parents=True, exist_ok=True)
+        built = set()
+        shutil.rmtree(package / SOURCES, ignore_errors=True)
+        for target, module in TARGETS.items():
+            wanted, destination = requests[target], Path(self.get_ext_fullpath(module))
+            try:
+                if wanted is False:
+                    raise BuildError(f"TILEWRIGHT_{target.upper()}=0 was set when the package was built")
+                if target == FIRST_USE and wanted is None and not development:
+                    shutil.copytree(ROOT / "csrc", package / SOURCES, ignore=shutil.ignore_patterns("cpu", "*.py"))
+                    print(f"tilewright: {module} is built where it is first used (TILEWRIGHT_{target.upper()}=1: now)")
+                else:
+                    self.place(build(target, development), destination)
+                    built.add(module)
+            except BuildError as reason:
+                if wanted:
+                    raise SystemExit(f"tilewright: TILEWRIGHT_{target.upper()}=1, but {reason}") from None
+                print(f"tilewright: warning: {module} is left out: {reason}; {REMAINING}", file=sys.stderr)
+                missing[target] = str(reason)
+            if module not in built:
+                destination.unlink(missing_ok=True)  # an earlier build's must not slip in
+        self.extensions = [e for e in self.extensions if e.name in built]
         (package / "_build_info.py").write_text(
             '"""Written by setup.py: the targets that this installation lacks, and why."""\n\n'
             f"MISSING: dict[str, str] = {missing!r}\n"

@@ -28,7 +28,7 @@ constexpr int64_t kRowBlock = 3;
 constexpr int64_t kTasks = 16;
 
 template <class A>
-struct Plan {
+struct BackwardPlan {
   const AttentionParams& p;
   int64_t strips;     // of the longest sequence, all heads of a group
   int64_t key_block;  // keys
@@ -56,13 +56,13 @@ RowTile<A> row_major(const AttentionParams& p, const View4& view, const Sequence
 }
 
 template <class A>
-struct Workspace {
+struct BackwardWorkspace {
   A *queries, *grads, *query_rows, *grad_rows, *dq, *keys, *values, *dk, *dv, *probs, *ds;
   Strip<A>* strips;
   TileBuffers<A> buffers;
 
   static constexpr int64_t kStride = kRowBlock * kStripLanes<A>;
-  Workspace(const Plan<A>& plan, Carver& carver) : buffers(plan.p, plan.key_block, kStride, carver) {
+  BackwardWorkspace(const BackwardPlan<A>& plan, Carver& carver) : buffers(plan.p, plan.key_block, kStride, carver) {
     const AttentionParams& p = plan.p;
     constexpr int L = Simd<A>::lanes;
     queries = carver.take<A>(plan.shares == 1 ? plan.rows() * p.head_dim : 0);
@@ -106,7 +106,7 @@ void dot_rows(DType dtype, const char* const* x, const char* const* y, int count
 
 // The first pass over the queries: statistics, and Q^T and dO^T where several tasks will read them.
 template <class A>
-void prepare_strip(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t index) {
+void prepare_strip(const BackwardPlan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t index) {
   const AttentionParams& p = plan.p;
   const int64_t first = index * kStripLanes<A>;
   if (first >= s.len_q * group.size) return;
@@ -142,7 +142,7 @@ void prepare_strip(const Plan<A>& plan, const Sequence& s, const HeadGroup& grou
 // --------------------------------------------------------------------------------------------------------
 
 template <class A>
-void write_dq(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t index, const A* dq) {
+void write_dq(const BackwardPlan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t index, const A* dq) {
   constexpr int lanes = kStripLanes<A>;
   const AttentionParams& p = plan.p;
   alignas(64) A scale[lanes];
@@ -158,10 +158,11 @@ void write_dq(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, in
 
 // Adds what the row block that starts at strip `first` contributes to the key block's dK, dV and to its own dQ.
 template <class A>
-void row_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t first, int64_t key, int64_t keys,
-               RowTile<A> k, RowTile<A> v, RowTile<A> queries, RowTile<A> grads, A* dq, Workspace<A>& w) {
+void row_block(const BackwardPlan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t first, int64_t key,
+               int64_t keys, RowTile<A> k, RowTile<A> v, RowTile<A> queries, RowTile<A> grads, A* dq,
+               BackwardWorkspace<A>& w) {
   constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
-  constexpr int64_t stride = Workspace<A>::kStride;
+  constexpr int64_t stride = BackwardWorkspace<A>::kStride;
   const AttentionParams& p = plan.p;
   const int64_t total = s.len_q * group.size, last = (total + lanes - 1) / lanes;
   const int64_t count = last - first < kRowBlock ? last - first : kRowBlock;
@@ -205,7 +206,8 @@ void zero(A* data, int64_t count) {
 
 // The key blocks share, share + shares, ... of one sequence and key/value head.
 template <class A>
-void key_blocks(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t share, Workspace<A>& w) {
+void key_blocks(const BackwardPlan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t share,
+                BackwardWorkspace<A>& w) {
   constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
   const AttentionParams& p = plan.p;
   const int64_t total = s.len_q * group.size, strips = (total + lanes - 1) / lanes;
@@ -250,7 +252,7 @@ void key_blocks(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, 
 
 // Adds the shares' dQ of one strip, in order.
 template <class A>
-void reduce_dq(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t index) {
+void reduce_dq(const BackwardPlan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t index) {
   constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
   if (index * lanes >= s.len_q * group.size) return;
   const int64_t size = plan.p.head_dim * lanes, step = plan.strips * size;
@@ -266,8 +268,8 @@ Status backward_as(const AttentionParams& p) {
   const int threads = p.num_threads < 1 ? 1 : p.num_threads;
   const int64_t groups = p.batch * p.heads_kv;
   if (groups == 0) return Status::kOk;
-  Plan<A> plan{p,      (p.seqlen_q * (p.heads / p.heads_kv) + lanes - 1) / lanes, kKeyBlock, 1, {}, nullptr, nullptr,
-               nullptr};
+  BackwardPlan<A> plan{
+      p, (p.seqlen_q * (p.heads / p.heads_kv) + lanes - 1) / lanes, kKeyBlock, 1, {}, nullptr, nullptr, nullptr};
   while (plan.key_block > kKeyBlock / 8 && groups * ((p.seqlen_k + plan.key_block - 1) / plan.key_block) < 6)
     plan.key_block /= 2;
   const int64_t key_block_count = (p.seqlen_k + plan.key_block - 1) / plan.key_block;
@@ -285,7 +287,7 @@ Status backward_as(const AttentionParams& p) {
   Carver measure(nullptr);
   carve_shared(measure);
   const int64_t shared = measure.used();
-  Workspace<A> unused(plan, measure);
+  BackwardWorkspace<A> unused(plan, measure);
   int64_t per_thread = measure.used() - shared;
   if (p.dmask.data != nullptr) {
     Carver mask_measure(nullptr);
@@ -310,7 +312,7 @@ Status backward_as(const AttentionParams& p) {
   if (p.dq.data != nullptr || p.dk.data != nullptr || p.dv.data != nullptr) {
     run(plan.shares, [&](const Sequence& s, const HeadGroup& group, int64_t share, int thread) {
       Carver own = thread_memory(thread);
-      Workspace<A> w(plan, own);
+      BackwardWorkspace<A> w(plan, own);
       key_blocks(plan, s, group, share, w);
     });
   }

@@ -38,7 +38,7 @@ constexpr int64_t kSplitTasks = 32;
 int64_t out_rows(const AttentionParams& p) { return round_up(p.head_dim_v, kOutStep); }
 
 template <class A>
-struct Plan {
+struct ForwardPlan {
   const AttentionParams& p;
   int64_t group_rows;  // rows of the longest sequence, all heads of a group
   int64_t strips;      // per sequence and group
@@ -50,14 +50,14 @@ struct Plan {
 };
 
 template <class A>
-struct Workspace {
+struct ForwardWorkspace {
   Operands<A> operands;
   A* states;
   Strip<A>* strip;
   ScoreBuffers<A> scores;
   DecodeBuffers<A> decode;
 
-  Workspace(const AttentionParams& p, int64_t block, Carver& carver)
+  ForwardWorkspace(const AttentionParams& p, int64_t block, Carver& carver)
       : operands(p, kKeyTile, block, carver), scores(p, kKeyTile, carver), decode(p, carver) {
     constexpr int lanes = kStripLanes<A>;
     states = carver.take<A>(block * (out_rows(p) + 2) * lanes);
@@ -73,7 +73,7 @@ StripState<A> state_at(A* memory, int64_t out_rows, bool started) {
 
 // Strip i of the block over keys [key, key + n), of the tile whose first key is `tile`.
 template <class A>
-void attend_tile(const AttentionParams& p, const Sequence& s, const Workspace<A>& w, int64_t i, int64_t tile,
+void attend_tile(const AttentionParams& p, const Sequence& s, const ForwardWorkspace<A>& w, int64_t i, int64_t tile,
                  int64_t key, int64_t n, StripState<A>* state) {
   const Strip<A>& strip = w.strip[i];
   w.operands.score(i, strip.vectors, key - tile, n, w.scores.scores);
@@ -127,8 +127,8 @@ void finish_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& s
 }
 
 template <class A>
-void attend_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t block, int64_t split,
-                  Workspace<A>& w) {
+void attend_block(const ForwardPlan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t block, int64_t split,
+                  ForwardWorkspace<A>& w) {
   constexpr int lanes = kStripLanes<A>;
   const AttentionParams& p = plan.p;
   const int64_t rows = s.len_q * group.size, first_strip = block * plan.block, first = first_strip * lanes;
@@ -168,7 +168,7 @@ void attend_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group
   // Not with a backward to come: that computes the scores as tiles, and its probabilities need the very same sums.
   const bool decode = rows < kLeastRows<A> && p.row_stats.data == nullptr;
   if (decode) decode_strip(p, s, w.strip[0], k, v, begin / 4 * 4, end, w.scores, w.decode, &states[0]);
-  const ProductScope scope;
+  [[maybe_unused]] const ProductScope scope;
   for (int64_t tile = begin / kKeyTile * kKeyTile; tile < end && !decode; tile += kKeyTile) {
     const int64_t lo = tile > begin ? tile : begin, hi = tile + kKeyTile < end ? tile + kKeyTile : end;
     // Started at a multiple of 4 so that a Philox counter's four keys stay together.
@@ -197,7 +197,7 @@ void attend_block(const Plan<A>& plan, const Sequence& s, const HeadGroup& group
 
 // Joins the splits of one strip, in order.
 template <class A>
-void merge_strip(const Plan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t index) {
+void merge_strip(const ForwardPlan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t index) {
   constexpr int lanes = kStripLanes<A>;
   const AttentionParams& p = plan.p;
   if (index * lanes >= s.len_q * group.size) return;
@@ -235,7 +235,7 @@ void merge_strip(const Plan<A>& plan, const Sequence& s, const HeadGroup& group,
 }
 
 template <class A>
-int64_t choose_splits(const Plan<A>& plan, int64_t asked) {
+int64_t choose_splits(const ForwardPlan<A>& plan, int64_t asked) {
   const AttentionParams& p = plan.p;
   const int64_t most = p.seqlen_k < kKeyTile ? 1 : p.seqlen_k / kKeyTile;
   int64_t splits = asked;
@@ -253,7 +253,7 @@ Status attend_as(const AttentionParams& p, int64_t asked_splits) {
   constexpr int lanes = kStripLanes<A>;
   const int64_t groups = p.batch * p.heads_kv;
   if (groups == 0) return Status::kOk;
-  Plan<A> plan{p, p.seqlen_q * (p.heads / p.heads_kv), 0, 1, 0, 1, nullptr};
+  ForwardPlan<A> plan{p, p.seqlen_q * (p.heads / p.heads_kv), 0, 1, 0, 1, nullptr};
   plan.strips = (plan.group_rows + lanes - 1) / lanes;
   if (plan.strips == 0) return Status::kOk;
   plan.splits = choose_splits(plan, asked_splits);
@@ -266,7 +266,7 @@ Status attend_as(const AttentionParams& p, int64_t asked_splits) {
   plan.blocks = (plan.strips + plan.block - 1) / plan.block;
 
   Carver measure(nullptr);
-  Workspace<A> unused(p, plan.block, measure);
+  ForwardWorkspace<A> unused(p, plan.block, measure);
   const int64_t per_thread = measure.used();
   const int64_t partial = plan.splits > 1 ? groups * plan.strips * plan.splits * plan.partial_size() : 0;
   Scratch scratch(static_cast<size_t>(per_thread * threads + partial * static_cast<int64_t>(sizeof(A))));
@@ -276,7 +276,7 @@ Status attend_as(const AttentionParams& p, int64_t asked_splits) {
   // Last blocks first: under a causal mask they have the most keys.
   parallel_for(plan.blocks * groups * plan.splits, threads, [&](int64_t task, int thread) {
     Carver carver(scratch.data() + per_thread * thread);
-    Workspace<A> w(p, plan.block, carver);
+    ForwardWorkspace<A> w(p, plan.block, carver);
     const int64_t split = task % plan.splits, group = task / plan.splits % groups;
     const int64_t block = plan.blocks - 1 - task / plan.splits / groups;
     attend_block(plan, sequence_of(p, group / p.heads_kv), group_of(p, group % p.heads_kv), block, split, w);

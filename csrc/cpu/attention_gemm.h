@@ -115,12 +115,12 @@ inline void gemm(int64_t rows, int vectors, int64_t depth, const A* a, int64_t l
 template <class V, int... I>
 TW_INLINE V interleave_low(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int n = sizeof...(I);
-  return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * n)...);
+  return shuffle(a, b, std::integer_sequence<int, (I / 2 + (I % 2) * n)...>{});
 }
 template <class V, int... I>
 TW_INLINE V interleave_high(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int n = sizeof...(I);
-  return __builtin_shufflevector(a, b, (n / 2 + I / 2 + (I % 2) * n)...);
+  return shuffle(a, b, std::integer_sequence<int, (n / 2 + I / 2 + (I % 2) * n)...>{});
 }
 
 // An L x L block in registers. A perfect shuffle of all its elements rotates their index by one bit; log2(L) of them
@@ -161,10 +161,11 @@ TW_MEMBER void transpose<float>(vfloat (&r)[8]) {
 #endif
 
 // --- packing: the only places that see the storage type ------------------------------------------------------------
+// Not inlined: each has a copy of its loops for every storage type.
 
 // dst [dim][kStripLanes] = scale * rows^T; lanes from `count` on become 0.
 template <class A>
-void pack_strip(DType dtype, const char* const* rows, int count, int64_t dim, A scale, A* dst) {
+TW_NOINLINE void pack_strip(DType dtype, const char* const* rows, int count, int64_t dim, A scale, A* dst) {
   constexpr int L = Simd<A>::lanes;
   with_dtype<A>(dtype, [&](auto t) {
     using T = decltype(t);
@@ -190,7 +191,7 @@ void pack_strip(DType dtype, const char* const* rows, int count, int64_t dim, A 
 
 // rows[i] [dim] = scale[i] * src[:, i] for the first `count` lanes of src [dim][kStripLanes].
 template <class A>
-void unpack_strip(DType dtype, const A* src, int64_t dim, const A* scale, char* const* rows, int count) {
+TW_NOINLINE void unpack_strip(DType dtype, const A* src, int64_t dim, const A* scale, char* const* rows, int count) {
   constexpr int L = Simd<A>::lanes;
   with_dtype<A>(dtype, [&](auto t) {
     using T = decltype(t);
@@ -219,30 +220,29 @@ void unpack_strip(DType dtype, const A* src, int64_t dim, const A* scale, char* 
   });
 }
 
-// One row of `dim` elements widened to A, zero-filled up to `padded`.
+// A row's elements from `src` to `dst`, changed by `f`, by vectors, of which the last may overlap the one before.
+template <class T, class S, class F>
+TW_INLINE void for_row(T* dst, const S* src, int64_t dim, const F& f) {
+  constexpr int64_t L = Simd<Accumulator<T>>::lanes;
+  for (int64_t d = 0; d + L <= dim; d += L) store(dst + d, f(load(src + d)));
+  if (dim % L == 0) return;
+  const auto few = static_cast<int>(dim);
+  dim > L ? store(dst + dim - L, f(load(src + dim - L))) : store_partial(dst, f(load_partial(src, few)), few);
+}
+
+// One row of `dim` elements widened to A, zero-filled up to `padded`, which is `dim` or the next whole number of vectors.
 template <class A>
-void widen_row(DType dtype, const char* row, int64_t dim, int64_t padded, A* dst) {
-  constexpr int L = Simd<A>::lanes;
-  with_dtype<A>(dtype, [&](auto t) {
-    using T = decltype(t);
-    const T* src = reinterpret_cast<const T*>(row);
-    int64_t d = 0;
-    for (; d + L <= dim; d += L) store(dst + d, load(src + d));
-    for (; d < dim; ++d) dst[d] = to_float(src[d]);
-    for (; d < padded; ++d) dst[d] = 0;
-  });
+TW_NOINLINE void widen_row(DType dtype, const char* row, int64_t dim, int64_t padded, A* dst) {
+  if (dim < padded) store(dst + padded - Simd<A>::lanes, Vec<A>{});
+  with_dtype<A>(
+      dtype, [&](auto t) { for_row(dst, reinterpret_cast<const decltype(t)*>(row), dim, [](Vec<A> v) { return v; }); });
 }
 
 // The other way, scaled: row[dim] = scale * src.
 template <class A>
-void narrow_row(DType dtype, const A* src, int64_t dim, A scale, char* row) {
-  constexpr int L = Simd<A>::lanes;
+TW_NOINLINE void narrow_row(DType dtype, const A* src, int64_t dim, A scale, char* row) {
   with_dtype<A>(dtype, [&](auto t) {
-    using T = decltype(t);
-    T* dst = reinterpret_cast<T*>(row);
-    int64_t d = 0;
-    for (; d + L <= dim; d += L) store(dst + d, load(src + d) * scale);
-    for (; d < dim; ++d) dst[d] = from_accumulator<T>(src[d] * scale);
+    for_row(reinterpret_cast<decltype(t)*>(row), src, dim, [&](Vec<A> v) { return v * scale; });
   });
 }
 

@@ -61,8 +61,7 @@ struct Buffer {
 // whole tile of a product at a time: the storage type is looked up once for it. Not inlined: a dozen copies would be
 // half of the compile time.
 template <class A>
-__attribute__((noinline)) void read(const Matrix& m, int64_t row, int64_t column, int rows, int columns, A* tile,
-                                    int64_t stride) {
+TW_NOINLINE void read(const Matrix& m, int64_t row, int64_t column, int rows, int columns, A* tile, int64_t stride) {
   constexpr int L = Simd<A>::lanes;
   with_dtype<A>(m.dtype, [&](auto t) {
     for (int i = 0; i < rows; ++i) {
@@ -76,8 +75,8 @@ __attribute__((noinline)) void read(const Matrix& m, int64_t row, int64_t column
 }
 
 template <class A>
-__attribute__((noinline)) void write(const Matrix& m, int64_t row, int64_t column, int rows, int columns, const A* tile,
-                                     int64_t stride) {
+TW_NOINLINE void write(const Matrix& m, int64_t row, int64_t column, int rows, int columns, const A* tile,
+                       int64_t stride) {
   constexpr int L = Simd<A>::lanes;
   with_dtype<A>(m.dtype, [&](auto t) {
     using T = decltype(t);

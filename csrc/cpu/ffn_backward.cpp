@@ -12,9 +12,6 @@ namespace tilewright {
 namespace TW_ISA {
 namespace {
 
-// Rows of a block: the depth of the weight gradients' products. Its dpre and hidden are kept as floats.
-constexpr int64_t kBlockRows = 1024;
-
 // A gradient that is summed over blocks of rows: in `wide` until the last block stores it in `out`.
 template <class A>
 struct RunningSum {
@@ -34,6 +31,8 @@ template <class A>
 class Backward {
  public:
   static constexpr int L = Simd<A>::lanes;
+  // Rows of a block: the depth of the weight gradients' products. Its dpre and hidden are kept as floats.
+  static constexpr int64_t kBlockRows = 1024;
 
   explicit Backward(const FfnParams& p)
       : p_(p),
@@ -160,30 +159,30 @@ class Backward {
   // Fills dpre and hidden.
   void differentiate(const Matrix& dz, int64_t rows, const Matrix& pre, A* scratch) const {
     const Buffer<A> dpre = buffer(dpre_at_, inner_), hidden = buffer(hidden_at_, p_.hidden);
-    gemm(
-        hidden_gradient(dz, rows), scratch,
-        [&](const FinishedTile<A>& t) {
-          alignas(64) A gates[kTileElements<A>], ups[kTileElements<A>];
-          read(pre, t, 0, 0, gates);
-          if (gated_) read(pre, t, 0, p_.hidden, ups);
-          for_vectors(t, [&](int i, int j, int n, int64_t at) {
-            const int64_t row = t.m + i, column = t.n + j;
-            const Vec<A> dh = load(t.tile + at);
-            const Activated<Vec<A>> act = activate<A>(p_.activation, load(gates + at));
-            Vec<A> h = act.value, dgate = dh * act.slope;
-            if (gated_) {
-              dpre.write(row, p_.hidden + column, dh * act.value, n);
-              h *= load(ups + at);
-              dgate *= load(ups + at);
-            }
-            dpre.write(row, column, dgate, n);
-            hidden.write(row, column, h);
-          });
-        },
-        [&](int64_t row, int64_t column) {
-          prefetch_at(pre, row, column);
-          if (gated_) prefetch_at(pre, row, p_.hidden + column);
-        });
+    const auto epilogue = [&](const FinishedTile<A>& t) {
+      alignas(64) A gates[kTileElements<A>], ups[kTileElements<A>];
+      read(pre, t, 0, 0, gates);
+      if (gated_) read(pre, t, 0, p_.hidden, ups);
+      for_vectors(t, [&](int i, int j, int n, int64_t at) {
+        const int64_t row = t.m + i, column = t.n + j;
+        const Vec<A> dh = load(t.tile + at);
+        const Activated<Vec<A>> act = activate<A>(p_.activation, load(gates + at));
+        Vec<A> h = act.value, dgate = dh * act.slope;
+        if (gated_) {
+          dpre.write(row, p_.hidden + column, dh * act.value, n);
+          h *= load(ups + at);
+          dgate *= load(ups + at);
+        }
+        dpre.write(row, column, dgate, n);
+        hidden.write(row, column, h);
+      });
+    };
+    const auto load_ahead = [&](int64_t row, int64_t column) {
+      prefetch_at(pre, row, column);
+      if (gated_) prefetch_at(pre, row, p_.hidden + column);
+    };
+    const Prefetch prefetch(load_ahead);
+    gemm(hidden_gradient(dz, rows), scratch, epilogue, &prefetch);
   }
 
   void sum_product(const Product<A>& product, const RunningSum<A>& sum, bool first, bool last, A* scratch) const {

@@ -10,12 +10,11 @@ namespace tilewright {
 namespace TW_ISA {
 namespace {
 
-// Rows of a block. Each block packs the weights again, about 1% of its time; its hidden activation takes F * 6 KiB of
-// memory.
-constexpr int64_t kBlockRows = 4 * kTaskRows;
-
 template <class A>
 Status run(const FfnParams& p) {
+  // Rows of a block. Each block packs the weights again, about 1% of its time; its hidden activation takes F * 6 KiB of
+  // memory.
+  constexpr int64_t kBlockRows = 4 * kTaskRows;
   if (p.rows == 0) return Status::kOk;
   const bool gated = is_gated(p.activation);
   const int64_t inner = gated ? 2 * p.hidden : p.hidden, block = min64(kBlockRows, p.rows);

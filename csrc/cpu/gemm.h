@@ -70,13 +70,9 @@ int64_t gemm_scratch(const Product<A>& p) {
   return blocking.packed_a + p.threads * round_up(blocking.packed_b + blocking.tiles, 16);
 }
 
-// For an epilogue that reads nothing of C's shape.
-struct NoPrefetch {
-  TW_MEMBER void operator()(int64_t, int64_t) const {}
-};
-
-template <class A, class Epilogue, class Prefetch>
-void gemm_packed(const Product<A>& p, A* scratch, const Epilogue& epilogue, const Prefetch& prefetch) {
+template <class A>
+void gemm_packed(const Product<A>& p, A* scratch, const typename Product<A>::Epilogue& epilogue,
+                 const Prefetch* prefetch) {
   constexpr int64_t NR = kPanelColumns<A>, MR = kPanelRows;
   const Blocking<A> blocking(p);
   const int64_t panels = ceil_div(p.m, MR), padded = panels * MR, pair = p.gated ? 2 : 1;
@@ -100,7 +96,7 @@ void gemm_packed(const Product<A>& p, A* scratch, const Epilogue& epilogue, cons
     const int64_t row_panels = ceil_div(rows, MR), column_panels = pair * ceil_div(columns, NR);
     Packed<A>* const packed_b = reinterpret_cast<Packed<A>*>(own + thread * own_size);
     A* const tiles = own + thread * own_size + blocking.packed_b;  // [column panel][row panel][MR][NR]
-    const PanelScope scope;
+    [[maybe_unused]] const PanelScope scope;
     for (int64_t k = 0; k < p.k; k += kDepth) {
       const int64_t part = min64(kDepth, p.k - k), depth = round_up(part, kDepthStep);
       const bool last = k + part == p.k;
@@ -115,8 +111,8 @@ void gemm_packed(const Product<A>& p, A* scratch, const Epilogue& epilogue, cons
             A* const tile = tiles + (j * row_panels + i) * MR * NR;
             const int64_t here = min64(MR, rows - i * MR);
             const Packed<A>* const a = packed_a + k * padded + (row / MR + i) * MR * depth;
-            if (last)
-              for (int64_t r = 0; r < here; ++r) prefetch(row + i * MR + r, column + j / pair * NR);
+            if (last && prefetch != nullptr)
+              for (int64_t r = 0; r < here; ++r) (*prefetch)(row + i * MR + r, column + j / pair * NR);
             multiply_panels(here, depth, sum_depth, a, packed_b + j * NR * depth, tile, k > 0);
             if (!last || j % pair != pair - 1) continue;
             const int64_t n = column + j / pair * NR;
@@ -129,8 +125,8 @@ void gemm_packed(const Product<A>& p, A* scratch, const Epilogue& epilogue, cons
 }
 
 // The product over no depth: zero, but the epilogue still has its bias to add.
-template <class A, class Epilogue>
-void gemm_empty(const Product<A>& p, const Epilogue& epilogue) {
+template <class A>
+void gemm_empty(const Product<A>& p, const typename Product<A>::Epilogue& epilogue) {
   constexpr int64_t W = kFewColumns;
   for (int64_t m = 0; m < p.m; ++m)
     for (int64_t n = 0; n < p.n; n += W) {
@@ -141,10 +137,11 @@ void gemm_empty(const Product<A>& p, const Epilogue& epilogue) {
 }
 
 // scratch: gemm_scratch(p) elements, 64-byte aligned. epilogue(tile) is called once for every part of C, from any
-// thread; prefetch(m, n) some time before, for each row of a tile, to start loading what the epilogue will read there:
-// a tile's rows lie on different pages, which no hardware prefetcher follows.
-template <class A, class Epilogue, class Prefetch = NoPrefetch>
-void gemm(const Product<A>& p, A* scratch, const Epilogue& epilogue, const Prefetch& prefetch = {}) {
+// thread; prefetch(m, n), if there is one, some time before, for each row of a tile, to start loading what the epilogue
+// will read there: a tile's rows lie on different pages, which no hardware prefetcher follows.
+template <class A>
+void gemm(const Product<A>& p, A* scratch, const typename Product<A>::Epilogue& epilogue,
+          const Prefetch* prefetch = nullptr) {
   if (p.m == 0 || p.n == 0) return;
   if (p.k == 0) return gemm_empty(p, epilogue);
   few_rows(p) ? gemm_few_rows(p, scratch, epilogue) : gemm_packed(p, scratch, epilogue, prefetch);

@@ -157,8 +157,8 @@ int64_t few_rows_results(const Product<A>& p) {
   return 2 * kFewColumns * kFewRows + (along_columns(p) ? 3 * p.m * few_rows_columns(p) : 0);
 }
 
-template <class A, class Epilogue>
-void gemm_few_rows(const Product<A>& p, A* scratch, const Epilogue& epilogue) {
+template <class A>
+void gemm_few_rows(const Product<A>& p, A* scratch, const typename Product<A>::Epilogue& epilogue) {
   constexpr int64_t W = kFewColumns;
   const int64_t lda = round_up(p.k, Simd<A>::lanes), task_columns = few_rows_columns(p);
   const bool strips = along_columns(p);

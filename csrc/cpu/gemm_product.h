@@ -24,15 +24,6 @@ struct Operand {
   int64_t row_stride, depth_stride;
 };
 
-// C (m x n) = A (m x k) B^T, B being n x k. With `gated`, B has 2n rows, and column j of C pairs rows j and n + j of B.
-template <class A>
-struct Product {
-  Operand a, b;
-  int64_t m, n, k;
-  bool gated;
-  int threads;
-};
-
 // What the epilogue is called with: columns [n, n + columns) of rows [m, m + rows) of C, row i at tile + i * stride,
 // and for a gated product the second of each pair at second + i * stride. All of a vector past `columns` may be read,
 // and all of it written over. At most kTileElements.
@@ -44,6 +35,34 @@ struct FinishedTile {
   A* second;
   int64_t stride;
 };
+
+// A reference to a function that outlives the call which is given it: so the products are compiled once, not once for each
+// epilogue. A call through it costs nothing beside a tile.
+template <class... Arguments>
+class Callback {
+ public:
+  template <class F>
+  TW_MEMBER Callback(const F& f)
+      : function_(&f), call_([](const void* f, Arguments... a) { (*static_cast<const F*>(f))(a...); }) {}
+  TW_MEMBER void operator()(Arguments... a) const { call_(function_, a...); }
+
+ private:
+  const void* function_;
+  void (*call_)(const void*, Arguments...);
+};
+
+// C (m x n) = A (m x k) B^T, B being n x k. With `gated`, B has 2n rows, and column j of C pairs rows j and n + j of B.
+template <class A>
+struct Product {
+  using Epilogue = Callback<const FinishedTile<A>&>;
+
+  Operand a, b;
+  int64_t m, n, k;
+  bool gated;
+  int threads;
+};
+
+using Prefetch = Callback<int64_t, int64_t>;
 
 // Products of at most so many rows are computed as gemm_few_rows.h says, by tasks of so many columns.
 constexpr int64_t kFewRows = 16, kFewColumns = 32;

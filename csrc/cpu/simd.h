@@ -19,7 +19,7 @@
 #define TW_VECTOR_BYTES 16
 #endif
 
-#if defined(__x86_64__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -30,6 +30,7 @@
 
 #define TW_INLINE static inline __attribute__((always_inline))
 #define TW_MEMBER inline __attribute__((always_inline))
+#define TW_NOINLINE __attribute__((noinline))
 
 namespace tilewright {
 namespace TW_ISA {
@@ -81,25 +82,25 @@ TW_INLINE vdouble load(const double* p) {
   std::memcpy(&v, p, sizeof v);
   return v;
 }
-TW_INLINE vfloat load(const BFloat16* p) {
-  vushort h;
-  std::memcpy(&h, p, sizeof h);
-  return (vfloat)(__builtin_convertvector(h, vuint) << 16);
-}
-TW_INLINE vfloat load(const Half* p) {
+TW_INLINE vfloat widen(vushort h, BFloat16) { return (vfloat)(__builtin_convertvector(h, vuint) << 16); }
+TW_INLINE vfloat widen(vushort h, Half) {
 #if defined(__AVX512F__) && TW_VECTOR_BYTES == 64
-  return (vfloat)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return (vfloat)_mm512_cvtph_ps((__m256i)h);
 #elif defined(__F16C__) && TW_VECTOR_BYTES == 32
-  return (vfloat)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return (vfloat)_mm256_cvtph_ps((__m128i)h);
 #else
-  vushort h;
-  std::memcpy(&h, p, sizeof h);
   const vuint u = __builtin_convertvector(h, vuint);
   const vuint sign = (u & 0x8000u) << 16, magnitude = u & 0x7FFFu;
   const vuint finite = (vuint)((vfloat)(magnitude << 13) * 0x1p112f);
   const vuint special = 0x7F800000u | (magnitude & 0x3FFu) << 13;
   return (vfloat)(sign | (magnitude >= 0x7C00u ? special : finite));
 #endif
+}
+template <class T>
+TW_INLINE vfloat load(const T* p) {
+  vushort h;
+  std::memcpy(&h, p, sizeof h);
+  return widen(h, T{});
 }
 
 TW_INLINE void store(float* p, vfloat v) { std::memcpy(p, &v, sizeof v); }
@@ -157,16 +158,44 @@ TW_INLINE void stream_fence() {
 }
 
 // The first n lanes (0 <= n <= lanes); the rest are `fill` on a load and untouched on a store.
+#if defined(__AVX512F__) && TW_VECTOR_BYTES == 64
+TW_INLINE uint32_t first_lanes(int n) { return (1u << n) - 1; }
+TW_INLINE vfloat load_partial(const float* p, int n, float fill = 0) {
+  return (vfloat)_mm512_mask_loadu_ps((__m512)broadcast<float>(fill), static_cast<__mmask16>(first_lanes(n)), p);
+}
+TW_INLINE vdouble load_partial(const double* p, int n, double fill = 0) {
+  return (vdouble)_mm512_mask_loadu_pd((__m512d)broadcast<double>(fill), static_cast<__mmask8>(first_lanes(n)), p);
+}
 template <class T>
-TW_INLINE Vec<Accumulator<T>> load_partial(const T* p, int n, Accumulator<T> fill = 0) {
-  Vec<Accumulator<T>> v = broadcast<Accumulator<T>>(fill);
+TW_INLINE vfloat load_partial(const T* p, int n, float fill = 0) {
+  const vushort filled = vushort{} + from_accumulator<T>(fill).bits;
+  return widen((vushort)_mm256_mask_loadu_epi16((__m256i)filled, static_cast<__mmask16>(first_lanes(n)), p), T{});
+}
+TW_INLINE void store_partial(float* p, vfloat v, int n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>(first_lanes(n)), (__m512)v);
+}
+TW_INLINE void store_partial(double* p, vdouble v, int n) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first_lanes(n)), (__m512d)v);
+}
+template <class T>
+TW_INLINE void store_partial(T* p, vfloat v, int n) {
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(first_lanes(n)), (__m256i)narrow(v, T{}));
+}
+#else
+template <class T>
+TW_INLINE Vec<Accumulator<T> > load_partial(const T* p, int n, Accumulator<T> fill = 0) {
+  Vec<Accumulator<T> > v = broadcast<Accumulator<T> >(fill);
   for (int i = 0; i < n; ++i) v[i] = to_float(p[i]);
   return v;
 }
+// Converted as a vector: lane by lane, each lane would have a copy of the conversion.
 template <class T>
-TW_INLINE void store_partial(T* p, Vec<Accumulator<T>> v, int n) {
-  for (int i = 0; i < n; ++i) p[i] = from_accumulator<T>(v[i]);
+TW_INLINE void store_partial(T* p, Vec<Accumulator<T> > v, int n) {
+  alignas(64) T lanes[Simd<Accumulator<T> >::lanes];
+  store(lanes, v);
+  for (int i = 0; i < n; ++i) p[i] = lanes[i];
 }
+#endif
 
 // With a NaN on either side both give b.
 template <class V>
@@ -198,7 +227,8 @@ TW_INLINE void with_dtype(DType dtype, const F& f) {
   }
 }
 
-// Lanes of two vectors by index, the second's counting on from the first's.
+// Lanes of two vectors by index, the second's counting on from the first's. The one place that names the builtins: GCC
+// has Clang's since 12, and Clang has no other.
 template <class V, int... I>
 TW_INLINE V shuffle(V a, V b, std::integer_sequence<int, I...>) {
 #if defined(__clang__) || __GNUC__ >= 12

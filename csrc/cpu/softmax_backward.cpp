@@ -10,12 +10,6 @@ namespace tilewright {
 namespace TW_ISA {
 namespace {
 
-// As in the forward, but for two buffers, y and dy.
-constexpr int64_t kResident = 32 * 1024;
-constexpr int64_t kWideBlock = 2048;
-constexpr int64_t kTaskElements = 32 * 1024;
-constexpr int64_t kStreamBytes = int64_t{8} << 20;
-
 // The term of the sum that `gradient` takes. For log_softmax an excluded entry's dy does not count.
 template <class A, bool log>
 TW_INLINE Vec<A> term(Vec<A> y, Vec<A> dy) {
@@ -108,6 +102,10 @@ class Backward {
   }
 
  private:
+  // As in the forward, but for two buffers, y and dy.
+  static constexpr int64_t kResident = 32 * 1024;
+  static constexpr int64_t kWideBlock = 2048;
+
   struct Buffers {
     A *y, *dy, *sums;
   };

@@ -14,16 +14,6 @@ namespace tilewright {
 namespace TW_ISA {
 namespace {
 
-// Elements of a buffer. A row that fits stays in the second-level cache between its passes; see kWideBlock for the
-// rest.
-constexpr int64_t kResident = 64 * 1024;
-// Block of a row that does not fit: the two passes over it run in the first-level cache.
-constexpr int64_t kWideBlock = 4096;
-// Elements that are worth a task, about 20 us.
-constexpr int64_t kTaskElements = 32 * 1024;
-// Output bytes from which streaming stores pay: it would not stay in the caches anyway.
-constexpr int64_t kStreamBytes = int64_t{8} << 20;
-
 template <class A>
 struct Stats {
   A max, sum;
@@ -105,6 +95,12 @@ class Forward {
   }
 
  private:
+  // Elements of a buffer. A row that fits stays in the second-level cache between its passes; see kWideBlock for the
+  // rest.
+  static constexpr int64_t kResident = 64 * 1024;
+  // Block of a row that does not fit: the two passes over it run in the first-level cache.
+  static constexpr int64_t kWideBlock = 4096;
+
   int64_t kept(int64_t index) const { return p_.causal ? max64(0, min64(p_.n, index + p_.causal_shift + 1)) : p_.n; }
   int64_t block_columns() const { return p_.n <= kResident ? kResident : kWideBlock; }
 

@@ -11,6 +11,10 @@
 namespace tilewright {
 namespace TW_ISA {
 
+// Elements that are worth a task, about 20 us.
+constexpr int64_t kTaskElements = 32 * 1024;
+// Output bytes from which streaming stores pay: it would not stay in the caches anyway.
+constexpr int64_t kStreamBytes = int64_t{8} << 20;
 constexpr int kUnroll = 4;  // vectors in flight: hides the latency of max and add
 template <class A>
 constexpr int kLanes = Simd<A>::lanes;
@@ -201,10 +205,11 @@ template <class A, class T, class Whole, class Part>
 TW_INLINE void for_vectors(const Tile<A>& tile, T* at, int64_t stride, int64_t count, A* buffer, const Whole& whole,
                            const Part& part) {
   constexpr int L = kLanes<A>;
+  const int lanes = tile.lanes;  // a copy: `whole` stores, and the tile might be where it does
   for (int64_t j = 0; j < count; ++j, at += stride, buffer += kTileLanes<A>) {
     int l = 0;
-    for (; l + L <= tile.lanes; l += L) whole(buffer + tile.lane(l, count), at + l);
-    if (l < tile.lanes) part(buffer + tile.lane(l, count), at + l, tile.lanes - l);
+    for (; l + L <= lanes; l += L) whole(buffer + tile.lane(l, count), at + l);
+    if (l < lanes) part(buffer + tile.lane(l, count), at + l, lanes - l);
   }
 }
 

@@ -30,10 +30,11 @@ softmax_forward_kernel(TW_KERNEL_ARGUMENT SoftmaxLaunch l) {
   TW_UNROLL for (int k = 0; k < kSoftmaxElements / V; ++k) if (row < l.rows && (int64_t{k} * l.lanes + lane) * V < p.n)
       TW_UNROLL for (int i = 0; i < V; ++i) sum += exp_of<T>(s[k][i] - top);
   sum = reduce<kBlock>(sum, l.lanes, Sum{}, scratch);
+  const RowSum whole = to_result({top, sum}, p.log);
   TW_UNROLL for (int k = 0; k < kSoftmaxElements / V; ++k) {
     const int64_t column = (int64_t{k} * l.lanes + lane) * V;
     if (row < l.rows && column < p.n) {
-      TW_UNROLL for (int i = 0; i < V; ++i) s[k][i] = softmax_of<T>(s[k][i], {top, sum}, p.log);
+      TW_UNROLL for (int i = 0; i < V; ++i) s[k][i] = softmax_of<T>(s[k][i], whole, p.log);
       store_values<T, V>(p.y, at.y, p.y_stride, column, s[k]);
     }
   }
@@ -63,6 +64,7 @@ softmax_forward_looped_kernel(TW_KERNEL_ARGUMENT SoftmaxLaunch l) {
   RowSum whole;
   if constexpr (kPhase != 2) {
     RowSum mine;
+    TW_UNROLL_BY(1)
     for (int64_t column = begin + thread_index() * V; column < end; column += int64_t{block_threads()} * V) {
       float s[V];
       load_scores<T, V>(p, at, column, s);
@@ -79,6 +81,8 @@ softmax_forward_looped_kernel(TW_KERNEL_ARGUMENT SoftmaxLaunch l) {
   }
   if constexpr (kPhase == 2)
     for (int i = 0; i < l.pieces; ++i) whole = join<T>(whole, {partial.load(2 * i), partial.load(2 * i + 1)});
+  whole = to_result(whole, p.log);
+  TW_UNROLL_BY(1)
   for (int64_t column = begin + thread_index() * V; column < end; column += int64_t{block_threads()} * V) {
     float s[V];
     load_scores<T, V>(p, at, column, s);
@@ -98,6 +102,7 @@ softmax_forward_across_kernel(TW_KERNEL_ARGUMENT SoftmaxLaunch l) {
   const RowAt at = row < l.rows ? find_row(p, p.mask_row_stride, row) : RowAt{};
   const int64_t columns = row < l.rows ? p.n : 0;
   RowSum mine;
+  TW_UNROLL_BY(1)
   for (int64_t column = warp_index(); column < columns; column += warps) {
     float s[1];
     load_scores<T, 1>(p, at, column, s);
@@ -111,6 +116,8 @@ softmax_forward_across_kernel(TW_KERNEL_ARGUMENT SoftmaxLaunch l) {
     const int at_thread = 2 * (w * kWarpSize + lane_index());
     whole = join<T>(whole, {scratch.load(at_thread), scratch.load(at_thread + 1)});
   }
+  whole = to_result(whole, p.log);
+  TW_UNROLL_BY(1)
   for (int64_t column = warp_index(); column < columns; column += warps) {
     float s[1];
     load_scores<T, 1>(p, at, column, s);

@@ -136,12 +136,16 @@ TW_DEVICE RowSum reduce_sums(RowSum mine, int lanes, Shared<float> scratch) {
   return {top, reduce<kBlock>(mine.sum * exp_of<T>(mine.top - top), lanes, Sum{}, scratch)};
 }
 
-// The result for score s.
+// What a row's scores are turned into results with: of log_softmax the logarithm of its sum, which is taken once.
+TW_DEVICE RowSum to_result(RowSum row, bool log) {
+  if (row.sum == 0.0f) row.sum = 1.0f;  // all are excluded
+  if (log) row.sum = log_exact(row.sum);
+  return row;
+}
+// The result for score s; row: of to_result.
 template <class T>
 TW_DEVICE float softmax_of(float s, RowSum row, bool log) {
-  const float sum = row.sum == 0.0f ? 1.0f : row.sum;  // all are excluded
-  if (log) return (s - row.top) - log_exact(sum);
-  return exp_of<T>(s - row.top) / sum;
+  return log ? (s - row.top) - row.sum : exp_of<T>(s - row.top) / row.sum;
 }
 
 // --- on the host ---

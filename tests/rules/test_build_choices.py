@@ -6,6 +6,7 @@ import os
 import runpy
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ KNOWN = "sm_75\nsm_80\nsm_86\nsm_90\nsm_100"
         ("", "9.0\n9.0", ["90a"]),
         ("", "8.6\n9.0\n7.5", ["86", "90a"]),
         ("", "12.0", ["80", "90a"]),  # newer than nvcc: it runs the PTX
+        ("", "9.0\n12.0", ["80", "90a"]),  # of which 90a by itself has none for it
+        ("", "8.6\n12.0", ["86"]),
         ("", "NVIDIA-SMI has failed because it could not communicate with the driver", ["80", "90a"]),
         ("80;90a", "8.6", ["80", "90a"]),
         ("90, 80", None, ["90", "80"]),
@@ -112,7 +115,7 @@ def test_where_nvcc_is_looked_for(
     monkeypatch.setenv("CUDACXX", str(on_path))
     assert find(os.environ["PATH"]) == str(on_path)
     monkeypatch.setenv("CUDACXX", "/nowhere/nvcc")
-    with pytest.raises(build["LeftOut"], match=r"nvcc was not found \(looked for /nowhere/nvcc\)"):
+    with pytest.raises(build["BuildError"], match=r"nvcc was not found \(looked for /nowhere/nvcc\)"):
         find(os.environ["PATH"])
 
 
@@ -135,6 +138,25 @@ def test_without_nvcc_the_rest_is_installed_and_one_line_says_so(tmp_path: Path)
     assert line == f"tilewright: warning: tilewright._cuda is left out: {reason}; {remaining}"
     written = runpy.run_path(str(tmp_path / "tilewright" / "_build_info.py"))
     assert written["MISSING"]["cuda"] == reason
+
+
+@pytest.mark.parametrize("asked", ["", "0"])
+def test_the_emulator_is_left_to_its_first_use_unless_it_is_not_wanted(asked: str, tmp_path: Path) -> None:
+    stale = tmp_path / "tilewright" / f"_cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+    stale.parent.mkdir()
+    stale.write_text("of an earlier build")
+    done = build_nothing_else(tmp_path, TILEWRIGHT_CUDA="0", TILEWRIGHT_CUDA_EMULATED=asked)
+    assert done.returncode == 0, done.stderr
+    assert not stale.exists(), "an earlier build's module would be installed"
+    sources, missing = tmp_path / "tilewright" / "csrc", "TILEWRIGHT_CUDA_EMULATED=0 was set when the package was built"
+    reason = runpy.run_path(str(tmp_path / "tilewright" / "_build_info.py"))["MISSING"].get("cuda_emulated")
+    if asked == "0":
+        assert reason == missing and not sources.exists(), "nobody may build what was not wanted"
+        return
+    assert reason is None and "_cuda_emulated is built where it is first used" in done.stdout
+    wanted = {f.relative_to(ROOT / "csrc") for f in (ROOT / "csrc").rglob("*.*") if f.suffix in (".cu", ".h", ".txt")}
+    wanted = {f for f in wanted if f.parts[0] != "cpu"}
+    assert wanted <= {f.relative_to(sources) for f in sources.rglob("*")}, "a first use would miss sources"
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def unpack(wheel: Path, into: Path) -> Path:
     return site
 
 
-def use(site: Path, tmp_path: Path) -> str:
+def use(site: Path, tmp_path: Path, **env: str) -> str:
     done = run(
         sys.executable,
         "-c",
@@ -72,6 +72,8 @@ def use(site: Path, tmp_path: Path) -> str:
         PYTHONPATH=str(site),
         TILEWRIGHT_BACKEND="",
         TRITON_INTERPRET="0",
+        XDG_CACHE_HOME=str(tmp_path / "cache"),
+        **env,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -85,8 +87,13 @@ def test_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
         assert any(n.startswith("tilewright/_cuda.") for n in names)
     assert "tilewright/triton_kernels/__init__.py" in names
     assert "tilewright/py.typed" in names
+    assert "tilewright/csrc/emulation/machine.cpp" in names and not any("_cuda_emulated" in n for n in names)
     assert not [n for n in names if n.split("/")[0] in ("triton_kernels", "tests", "csrc", "benchmarks")]
-    assert "cpu" in use(unpack(wheel, tmp_path), tmp_path).split(",")
+    site = unpack(wheel, tmp_path)
+    assert "cpu" in use(site, tmp_path).split(",")
+    # The emulator is built from what the wheel holds; the second time it is there.
+    first, second = (use(site, tmp_path, TILEWRIGHT_CUDA_EMULATE="1") for _ in range(2))
+    assert "cuda" in first.split(",") and first == second
 
 
 def test_binary_links_neither_torch_nor_openmp() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import emulator
 from .compiled import Kernels, implementations
 
 EMULATE = "TILEWRIGHT_CUDA_EMULATE"
@@ -29,21 +30,21 @@ def home() -> str:
     return "cpu" if emulated() else "cuda"
 
 
-def _target() -> str:
-    return "cuda_emulated" if emulated() else "cuda"
-
-
 @functools.cache
 def unavailable() -> str | None:
+    """With the emulator asked for, this builds it if need be: nothing less tells whether it works."""
     from ..build_info import missing_reason
 
-    target = _target()
-    try:
-        importlib.import_module(f"tilewright._{target}")
-    except ImportError as error:
-        return missing_reason(target) or f"this installation has no CUDA C++ kernels: {error}"
     if emulated():
+        try:
+            emulator.load()
+        except ImportError as error:
+            return str(error)
         return None
+    try:
+        importlib.import_module("tilewright._cuda")
+    except ImportError as error:
+        return missing_reason("cuda") or f"this installation has no CUDA C++ kernels: {error}"
     if not torch.cuda.is_available():
         without = " (this torch was built without CUDA)" if torch.version.cuda is None else ""
         return (
@@ -65,7 +66,7 @@ def built_for() -> dict[str, str] | None:
 
 @functools.cache
 def kernels() -> Any:
-    return importlib.import_module(f"tilewright._{_target()}")
+    return emulator.load() if emulated() else importlib.import_module("tilewright._cuda")
 
 
 def _run(name: str, params: Any, tensor: Tensor) -> None:

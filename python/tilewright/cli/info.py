@@ -12,6 +12,7 @@ def info(json: JsonFile = None) -> None:
     """Show this machine, the versions in use, and which backends work here (with the reason where one does not)."""
     import os
 
+    from .. import emulator
     from ..bench.environment import environment
     from ..build_info import missing_reason
     from ..config import ENVIRONMENT_VARIABLE
@@ -19,6 +20,7 @@ def info(json: JsonFile = None) -> None:
 
     found = environment()
     found["build"] = {target: missing_reason(target) for target in ("cpu", "cuda")}
+    found["cuda_emulator"] = emulator.state()
     found["backend_requested"] = os.environ.get(ENVIRONMENT_VARIABLE) or None
     found["ops"] = {op: list(rows) for op, rows in TABLE.items()}
     print_table(("", ""), _machine_rows(found), "machine")
@@ -47,6 +49,7 @@ def _machine_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("cpu kernels", "none" if isas is None else f"using {isas['used']} of {', '.join(isas['available'])}"),
         ("compiled by", "-" if isas is None else isas["compiler"]),
         ("cuda kernels", "none" if cuda is None else f"for {cuda['targets']}, by CUDA {cuda['cuda_version']}"),
+        ("cuda emulator", found["cuda_emulator"]),
         ("threads", f"{found['torch_threads']} (torch.set_num_threads)"),
         ("tuned table", ": ".join(filter(None, (found["tuned_table"]["path"], found["tuned_table"]["state"])))),
         ("python", found["python"]),
