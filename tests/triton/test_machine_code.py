@@ -41,7 +41,7 @@ SAMPLE = (
     ("attention", "sm_90", "attention_backward_keys 2,64 TMA"),
     ("attention", "sm_80", "attention_decode 2,64 paged packed split"),
     ("softmax", "sm_90", "softmax_forward 4096 bf16"),
-    ("softmax", "sm_100", "softmax_backward_looped 262144 bf16 phase 0"),
+    ("softmax", "sm_100", "softmax_backward_looped 32768 bf16 phase 0"),
     ("ffn", "sm_80", "ffn_out half plain"),
 )
 
