@@ -31,8 +31,6 @@ MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
 #: Kernels of the forward; those of the backward may spill a little, since larger tiles repay it.
 BACKWARD = ("attention_backward", "softmax_backward", "ffn_hidden_gradient", "ffn_drop")
 BACKWARD_SPILLS = 100
-#: float32 at head dim 256: one step of its products fills the registers, whatever the tile.
-WIDE_FLOAT, WIDE_FLOAT_SPILLS = "4,256", 20
 
 #: Compiled here: of each kind of kernel one, on the architecture that has most that is special.
 SAMPLE = (
@@ -79,8 +77,7 @@ def test_limits(op: str) -> None:
     wrong = []
     for architecture, rows in table(op)["rows"].items():
         for name, row in rows.items():
-            backward, wide_float = name.startswith(BACKWARD), WIDE_FLOAT in name
-            allowed = BACKWARD_SPILLS if backward else WIDE_FLOAT_SPILLS if wide_float else 0
+            allowed = BACKWARD_SPILLS if name.startswith(BACKWARD) else 0
             if row["spills"] > allowed or (row["stack"] and not row["spills"]):
                 wrong.append(
                     f"{architecture} {name}: {row['spills']} instructions spill, {row['stack']} bytes of stack"
@@ -99,7 +96,8 @@ def test_large_tiles_of_half_precision_are_multiplied_by_the_chip_s_own_instruct
         ("ffn", ("ffn_in half", "ffn_in_gated half", "ffn_out half", "ffn_product half", "ffn_hidden_gradient half")),
     ):
         for architecture, rows in table(op)["rows"].items():
-            chosen = {name: row for name, row in rows.items() if name.startswith(kernels)}
+            # Products of few rows take the narrowest tile that there is.
+            chosen = {n: row for n, row in rows.items() if n.startswith(kernels) and " small" not in n}
             assert len(chosen) >= len(kernels), f"{architecture} lists too few of {kernels}"
             without = [name for name, row in chosen.items() if not row["matrix"].get(MATRIX[architecture])]
             assert not without, f"on {architecture} these do not use {MATRIX[architecture]}: {without}"

@@ -114,9 +114,9 @@ def _aligned(t: Tensor) -> Tensor:
     return copy
 
 
-def _room_for(t: Tensor | None) -> Tensor | None:
+def _room_for(t: Tensor) -> Tensor:
     """t, or memory for what is to be written to it, where its rows do not end at multiples of 16 elements."""
-    if t is None or t.shape[-1] % ALIGNED == 0:
+    if t.shape[-1] % ALIGNED == 0:
         return t
     return t.new_empty((*t.shape[:-1], triton.cdiv(t.shape[-1], ALIGNED) * ALIGNED))
 
@@ -334,7 +334,7 @@ def _run_backward(
             for n, f, want in zip(op.differentiable, found, wanted, strict=True)
         )
     q, k, v, out, dout = (_aligned(t) for t in (q, k, v, out, dout))
-    dq, dk, dv = (_room_for(t) for t in gradients)
+    dq, dk, dv = (None if t is None else _room_for(t) for t in gradients)
     widths, mask, terms = _widths(q.shape[-1], v.shape[-1]), _bytes(call.mask), lse.new_empty((*lse.shape, 4))
     shared = {
         "threshold": dropout_threshold(call.dropout_p),
