@@ -1,8 +1,9 @@
 #include "cuda_devices.h"
 
-#include <cuda_runtime_api.h>
-
 #include <sstream>
+
+#define TW_DECLARATIONS
+#include "../cuda/primitives/launch.h"
 
 namespace tilewright {
 namespace {
@@ -30,9 +31,10 @@ bool cuda_serves(int major, int minor) {
 }
 
 std::optional<std::string> cuda_unusable() {
+  using gpu::answered;
   int driver = 0, count = 0;
-  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "no CUDA driver is installed";
-  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (answered(cudaDriverGetVersion(&driver)) != cudaSuccess || driver == 0) return "no CUDA driver is installed";
+  const cudaError_t error = answered(cudaGetDeviceCount(&count));
   if (error == cudaErrorInsufficientDriver)
     return "the CUDA driver is of CUDA " + version(driver) + ", too old for the CUDA " + cuda_version() +
            " that the kernels were built with; update the driver, or install tilewright with an older nvcc";
@@ -40,8 +42,8 @@ std::optional<std::string> cuda_unusable() {
   std::string found;
   for (int device = 0; device < count; ++device) {
     int major = 0, minor = 0;
-    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess)
+    if (answered(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)) != cudaSuccess ||
+        answered(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device)) != cudaSuccess)
       continue;
     if (cuda_serves(major, minor)) return std::nullopt;
     found += (found.empty() ? "" : ", ") + std::to_string(major) + "." + std::to_string(minor);

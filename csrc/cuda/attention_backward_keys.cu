@@ -33,7 +33,7 @@ attention_backward_keys_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   const int blocks = static_cast<int>((p.seqlen_k + kKeys - 1) / kKeys);
   const int block = block_x() % blocks, plane = block_x() / blocks;  // under a causal bound, the longest first
   const int part = block_y() * S::kPart;
-  const int kv_head = plane % static_cast<int>(p.heads_kv), group = static_cast<int>(p.heads / p.heads_kv);
+  const int kv_head = plane % static_cast<int>(p.heads_kv), group = group_of(p);
   const Sequence s = find_sequence(p, plane / static_cast<int>(p.heads_kv));
   const int first = block * kKeys;
   if (first >= s.seqlen_k) return;

@@ -22,7 +22,7 @@ TW_DEVICE float minus_dlse(const AttentionParams& p, const Sequence& s, int head
   const View4& v = p.dlse;
   if (v.data == nullptr) return 0.0f;
   return -global<float>(static_cast<const void*>(v.data))
-              .load(s.batch * v.stride[0] + head * v.stride[1] + (s.first_q + i) * v.stride[2]);
+              .load(s.b * v.stride[0] + head * v.stride[1] + (s.first_q + i) * v.stride[2]);
 }
 
 // Adds the sum of out * dout to delta, for the 16 rows of a warp from row `first` on, in the lanes that have them.
@@ -50,7 +50,7 @@ attention_backward_rows_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   const int blocks = static_cast<int>((p.seqlen_q + kRows - 1) / kRows);
   const int block = blocks - 1 - block_x() % blocks, plane = block_x() / blocks;  // the longest first
   const int head = plane % static_cast<int>(p.heads);
-  const int64_t kv_head = head / (p.heads / p.heads_kv);
+  const int kv_head = head / group_of(p);
   const Sequence s = find_sequence(p, plane / static_cast<int>(p.heads));
   const int first = block * kRows;
   if (first >= s.seqlen_q) return;

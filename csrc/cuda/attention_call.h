@@ -14,8 +14,8 @@ TW_DEVICE int clamp(int64_t x, int low, int high) { return x < low ? low : x > h
 
 // Sequence b: where its rows and keys begin in the packed tensors, and how many it has.
 struct Sequence {
-  int64_t b, batch;  // which it is, and which batch entry of the tensors it is in: 0 where they are packed
-  int64_t first_q, first_k;
+  int64_t b;  // also the batch entry of the tensors, where packed ones have a stride of 0
+  int first_q, first_k;
   int seqlen_q, seqlen_k;
   int shift;              // query i stands at key i + shift
   int nearest, farthest;  // of the keys j that it sees: bounds of j - i
@@ -27,19 +27,20 @@ struct PackedRows {
 };
 // Those of sequence b, cut down to the tensors' rows and to the longest sequence, which masks and grids are made for: on a
 // GPU nobody has looked at what the bounds hold.
-TW_DEVICE PackedRows find_packed_rows(const int32_t* bounds, int b, int64_t total, int64_t longest) {
+TW_DEVICE PackedRows find_packed_rows(const int32_t* bounds, int b, int total, int longest) {
   const Global<const int32_t> at{bounds};
-  const int first = clamp(at.load(b), 0, static_cast<int>(total));
-  const int count = clamp(at.load(b + 1), first, static_cast<int>(total)) - first;
-  return {first, count < longest ? count : static_cast<int>(longest)};
+  const auto least = [](int x, int y) { return x < y ? x : y; };
+  const auto inside = [&](int row) { return least(row < 0 ? 0 : row, total); };
+  const int first = inside(at.load(b)), count = least(inside(at.load(b + 1)) - first, longest);
+  return {first, count < 0 ? 0 : count};
 }
 
 TW_DEVICE Sequence find_sequence(const AttentionParams& p, int b) {
-  Sequence s{b, b, 0, 0, static_cast<int>(p.seqlen_q), static_cast<int>(p.seqlen_k), 0, 0, 0};
+  Sequence s{b, 0, 0, static_cast<int>(p.seqlen_q), static_cast<int>(p.seqlen_k), 0, 0, 0};
   if (p.cu_seqlens_q != nullptr) {
-    const PackedRows q = find_packed_rows(p.cu_seqlens_q, b, p.total_q, p.seqlen_q);
-    const PackedRows k = find_packed_rows(p.cu_seqlens_k, b, p.total_k, p.seqlen_k);
-    s.batch = 0, s.first_q = q.first, s.first_k = k.first, s.seqlen_q = q.count, s.seqlen_k = k.count;
+    const PackedRows q = find_packed_rows(p.cu_seqlens_q, b, static_cast<int>(p.total_q), s.seqlen_q);
+    const PackedRows k = find_packed_rows(p.cu_seqlens_k, b, static_cast<int>(p.total_k), s.seqlen_k);
+    s.first_q = q.first, s.first_k = k.first, s.seqlen_q = q.count, s.seqlen_k = k.count;
   }
   // So are lengths, and pages below.
   if (p.seqlens_k != nullptr) s.seqlen_k = clamp(Global<const int32_t>{p.seqlens_k}.load(b), 0, s.seqlen_k);
@@ -51,24 +52,27 @@ TW_DEVICE Sequence find_sequence(const AttentionParams& p, int b) {
   return s;
 }
 
-// Where row i of one head of a sequence is; the keys and values of a cache may be in pages.
+// Where row i of one head of a sequence is; the keys and values of a cache may be in pages. A position in a cache has 32
+// bits: dividing 64 takes a hundred instructions.
 template <class T>
 struct Rows {
   Global<T> base;
   int64_t stride = 0;
   Global<const int32_t> pages;  // of the sequence
-  int64_t page_size = 1, page_stride = 0;
+  int64_t page_stride = 0;
+  uint32_t page_size = 1;
   int last_page = 0;
 
   TW_DEVICE Global<T> operator()(int64_t i) const {
     if (!pages) return base + i * stride;
-    return base + (clamp(pages.load(i / page_size), 0, last_page) * page_stride + i % page_size * stride);
+    const uint32_t place = static_cast<uint32_t>(i), page = place / page_size;
+    return base + (clamp(pages.load(page), 0, last_page) * page_stride + (place - page * page_size) * stride);
   }
 };
 template <class T>
 TW_DEVICE Rows<T> find_rows(const View4& v, const Sequence& s, int64_t head, int64_t first) {
   const Global<T> data{static_cast<T*>(v.data)};
-  return {data + (s.batch * v.stride[0] + head * v.stride[1] + first * v.stride[2]), v.stride[2], {}};
+  return {data + (s.b * v.stride[0] + head * v.stride[1] + first * v.stride[2]), v.stride[2], {}};
 }
 template <class T>
 TW_DEVICE Rows<T> find_key_rows(const AttentionParams& p, const View4& v, const Sequence& s, int64_t head) {
@@ -77,10 +81,12 @@ TW_DEVICE Rows<T> find_key_rows(const AttentionParams& p, const View4& v, const 
   return {data + head * v.stride[1],
           v.stride[2],
           Global<const int32_t>{p.block_table} + s.b * p.block_table_stride,
-          p.page_size,
           v.stride[0],
+          static_cast<uint32_t>(p.page_size),
           static_cast<int>(p.num_pages) - 1};
 }
+// Query heads that share a key head.
+TW_DEVICE int group_of(const AttentionParams& p) { return static_cast<int>(p.heads) / static_cast<int>(p.heads_kv); }
 
 // Keys [lo, hi) that some of the queries first to last see, and [lo_all, hi_all) that all of them see. lo is a multiple
 // of 16, since dropout's random numbers come in fours and copies in 16 bytes.

@@ -33,7 +33,7 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
   constexpr int kKeys = S::kKeys, kStages = S::kStages;
   const AttentionParams& p = d.l.call;
   const bool wide = d.l.wide;
-  const int group = static_cast<int>(p.heads / p.heads_kv), seqlen_q = static_cast<int>(p.seqlen_q);
+  const int group = group_of(p), seqlen_q = static_cast<int>(p.seqlen_q);
   const int rows = group * seqlen_q, blocks = (rows + kDecodeRows - 1) / kDecodeRows;
   const int plane = block_x() / blocks, first = block_x() % blocks * kDecodeRows;
   const int kv_head = plane % static_cast<int>(p.heads_kv);

@@ -31,7 +31,7 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   // The last rows first: under a causal bound they take longest.
   const int block = blocks - 1 - block_x() % blocks, plane = block_x() / blocks;
   const int head = plane % static_cast<int>(p.heads);
-  const int64_t kv_head = head / (p.heads / p.heads_kv);
+  const int kv_head = head / group_of(p);
   const Sequence s = find_sequence(p, plane / static_cast<int>(p.heads));
   const int first = block * kRows;
   if (first >= s.seqlen_q) return;

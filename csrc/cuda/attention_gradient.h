@@ -14,8 +14,8 @@ struct RowTerms {
 
 // delta is a float for each row of lse, in the workspace: by attention_backward_rows for everybody else.
 TW_DEVICE Global<float> delta_of(const AttentionParams& p, const Sequence& s, int head) {
-  const int64_t rows = p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q;
-  return global<float>(p.workspace) + ((s.batch * p.heads + head) * rows + s.first_q);
+  const int64_t row = p.cu_seqlens_q != nullptr ? head * p.total_q : (s.b * p.heads + head) * p.seqlen_q;
+  return global<float>(p.workspace) + (row + s.first_q);
 }
 inline int64_t delta_bytes(const AttentionParams& p) {
   return p.heads * (p.cu_seqlens_q != nullptr ? p.total_q : p.batch * p.seqlen_q) * int64_t{sizeof(float)};
@@ -24,7 +24,7 @@ inline int64_t delta_bytes(const AttentionParams& p) {
 TW_DEVICE RowTerms load_statistics(const AttentionParams& p, const Sequence& s, int head, int i) {
   const View4& v = p.row_stats;
   const Global<const float> at = global<float>(static_cast<const void*>(v.data)) +
-                                 (s.batch * v.stride[0] + head * v.stride[1] + (s.first_q + i) * v.stride[2]);
+                                 (s.b * v.stride[0] + head * v.stride[1] + (s.first_q + i) * v.stride[2]);
   return {at.load(0), at.load(1), 0.0f};
 }
 TW_DEVICE RowTerms load_terms(const AttentionParams& p, const Sequence& s, int head, int i) {

@@ -31,6 +31,8 @@ inline AttentionParams bounded(AttentionParams p) {
   if (p.cu_seqlens_q != nullptr) {
     p.total_q = least(p.total_q, INT32_MAX), p.total_k = least(p.total_k, INT32_MAX);
     p.seqlen_q = least(p.seqlen_q, p.total_q), p.seqlen_k = least(p.seqlen_k, p.total_k);
+    for (View4* v : {&p.q, &p.k, &p.v, &p.out, &p.lse, &p.row_stats, &p.dout, &p.dlse, &p.dq, &p.dk, &p.dv})
+      v->stride[0] = 0;
   }
   if (p.block_table != nullptr && p.num_pages == 0) p.seqlen_k = 0;
   p.num_pages = least(p.num_pages, INT32_MAX);

@@ -65,7 +65,7 @@ attention_mask_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
         const KeyRange range = find_keys(p, s, first, (first + kRows < s.seqlen_q ? first + kRows : s.seqlen_q) - 1);
         for (int start = keys.begin; start < keys.end; start += kKeys) {
           if (start + kKeys <= range.lo || start >= range.hi) continue;
-          const int64_t kv_head = head / (p.heads / p.heads_kv);
+          const int kv_head = head / group_of(p);
           float x[kKeys / 8][4] = {}, dx[kKeys / 8][4] = {};
           for (int column = 0; column < head_dim || column < head_dim_v; column += kWidth) {
             const auto from = [&](auto row) { return [=](int64_t i) { return row(i) + column; }; };

@@ -96,7 +96,7 @@ TW_DEVICE RowEnd end_row(const AttentionParams& p, RowState state, int head, flo
 // By one lane of a row.
 TW_DEVICE void store_statistics(const AttentionParams& p, const Sequence& s, const Query& q, const RowEnd& end) {
   const auto at = [&](const View4& v) {
-    return s.batch * v.stride[0] + q.head * v.stride[1] + (s.first_q + q.i) * v.stride[2];
+    return s.b * v.stride[0] + q.head * v.stride[1] + (s.first_q + q.i) * v.stride[2];
   };
   global<float>(p.lse.data).store(at(p.lse), end.lse);
   if (p.row_stats.data == nullptr) return;

@@ -51,15 +51,15 @@ ffn_few_rows_kernel(TW_KERNEL_ARGUMENT FfnProduct p) {
   constexpr int kAhead = 4;
   const int g = lane_index() / 4, t = lane_index() % 4;
   const int columns = p.paired ? kColumns / 2 : kColumns;
-  const int64_t column = int64_t{block_x()} * columns, second = p.paired ? p.n + column + g : column + 8 + g;
-  const bool there = column + g < p.n, second_there = p.paired ? there : second < p.n;
+  const int64_t column = int64_t{block_x()} * columns, first = column + g, second = first + (p.paired ? p.n : 8);
+  const bool there = first < p.n, second_there = p.paired ? there : second < p.n;
   float sums[2][4] = {};
   const int64_t step = 4 * kChunk<T>;
   for (int64_t start = warp_index() * step; start < p.k; start += kAhead * kWarps * step) {
     Words a[kAhead][2], b[kAhead][2];
     TW_UNROLL for (int s = 0; s < kAhead; ++s) {
       const int64_t k = start + s * kWarps * step + t * kChunk<T>;
-      b[s][0] = load_chunk<T>(p.b, column + g, there, k, p.k);
+      b[s][0] = load_chunk<T>(p.b, first, there, k, p.k);
       b[s][1] = load_chunk<T>(p.b, second, second_there, k, p.k);
       a[s][0] = load_chunk<T>(p.a, g, g < p.m, k, p.k);
       a[s][1] = load_chunk<T>(p.a, g + 8, g + 8 < p.m, k, p.k);

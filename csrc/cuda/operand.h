@@ -54,7 +54,8 @@ TW_DEVICE void multiply(float (&d)[4], const LeftFragment<T>& a, const RightFrag
     multiply_16x8x16<BFloat16>(rest, a.r[1], b.r[0]);
     multiply_16x8x16<BFloat16>(rest, a.r[0], b.r[1]);
     multiply_16x8x16<BFloat16>(sum, a.r[0], b.r[0]);
-    TW_UNROLL for (int e = 0; e < 4; ++e) d[e] += sum[e] + rest[e];
+    // Of an infinity the other parts are inf - inf, NaN: then the product of the first ones is the whole.
+    TW_UNROLL for (int e = 0; e < 4; ++e) d[e] += is_finite(rest[e]) ? sum[e] + rest[e] : sum[e];
   }
 }
 
@@ -107,8 +108,8 @@ TW_DEVICE void load_right(RightFragment<T> (&b)[2], const Tile<T, kWidth>& tile,
     b[1].set(1, r[2], r[3]);
   }
 }
-// The same of columns `row` to `row` + 15 of a tile that lies depth by depth. kOfScores: for left_of_scores.
-template <class T, bool kOfScores = false, int kWidth>
+// The same of columns `row` to `row` + 15 of a tile that lies depth by depth.
+template <class T, int kWidth>
 TW_DEVICE void load_right_of_columns(RightFragment<T> (&b)[2], const Tile<T, kWidth>& tile, int row, int depth) {
   const int lane = lane_index();
   if constexpr (sizeof(T) == 2) {
@@ -117,8 +118,24 @@ TW_DEVICE void load_right_of_columns(RightFragment<T> (&b)[2], const Tile<T, kWi
     TW_UNROLL for (int i = 0; i < 4; ++i) b[i / 2].set(i % 2, r[i]);
   } else {
     TW_UNROLL for (int i = 0; i < 4; ++i) {
-      const int low = depth + (kOfScores ? 2 * (lane % 4) : lane % 4) + i % 2 * 8, column = row + lane / 4 + i / 2 * 8;
-      b[i / 2].set(i % 2, bits_of(tile.element(low, column)), bits_of(tile.element(low + (kOfScores ? 1 : 4), column)));
+      const int low = depth + lane % 4 + i % 2 * 8, column = row + lane / 4 + i / 2 * 8;
+      b[i / 2].set(i % 2, bits_of(tile.element(low, column)), bits_of(tile.element(low + 4, column)));
+    }
+  }
+}
+// The same for left_of_scores.
+template <class T, int kWidth>
+TW_DEVICE void load_right_of_scores(RightFragment<T> (&b)[2], const Tile<T, kWidth>& tile, int row, int depth) {
+  if constexpr (sizeof(T) == 2) {
+    load_right_of_columns(b, tile, row, depth);
+  } else {
+    // Lane 4 g + t takes rows 2 t and 2 t + 1 of eight, whose chunk 2 m + h is at place 2 (m ^ t) + h and, of the second,
+    // 2 (m ^ t) + (h ^ 1). Told so, the compiler keeps four numbers, m ^ t of m < 4, for the addresses in all columns.
+    const int lane = lane_index(), t = lane % 4, h = lane / 16;
+    TW_UNROLL for (int i = 0; i < 4; ++i) {
+      const int low = depth + 2 * t + i % 2 * 8, m = row / 8 + i / 2;
+      const Shared<T> at = tile.at + low * kWidth + ((m & ~3) * 8 + ((m & 3) ^ t) * 8 + lane / 4 % 4);
+      b[i / 2].set(i % 2, bits_of((at + h * 4).load()), bits_of((at + kWidth + (h ^ 1) * 4).load()));
     }
   }
 }
@@ -173,7 +190,7 @@ TW_DEVICE void multiply_scores(float (&d)[kColumnTiles][4], const float (&scores
     const LeftFragment<T> x = left_of_scores<T>(scores, n);
     TW_UNROLL for (int c = 0; c < kColumnTiles; c += 2) {
       RightFragment<T> y[2];
-      load_right_of_columns<T, true>(y, b, column + 8 * c, 8 * n);
+      load_right_of_scores(y, b, column + 8 * c, 8 * n);
       multiply<T>(d[c], x, y[0]);
       multiply<T>(d[c + 1], x, y[1]);
     }

@@ -151,9 +151,30 @@ MUTANTS = (
     Mutant(
         "caches: the place within a page is forgotten",
         "attention_call.h",
-        "page_stride + i % page_size * stride",
+        "page_stride + (place - page * page_size) * stride",
         "page_stride",
         DECODE,
+    ),
+    Mutant(
+        "launch: more shared memory than there is without asking for it",
+        "primitives/launch.h",
+        "if (shared_bytes > 48 * 1024) {",
+        "if (shared_bytes > 96 * 1024) {",
+        ("attention/head_dim_128_128/bfloat16",),
+    ),
+    Mutant(
+        "products: float32's second row of a pair is not swizzled",
+        "operand.h",
+        "bits_of((at + kWidth + (h ^ 1) * 4).load())",
+        "bits_of((at + kWidth + h * 4).load())",
+        ("attention/length_130x257/float32",),
+    ),
+    Mutant(
+        "mask: tiles counted column by column are taken for row by row",
+        "attention_mask_gradient.cu",
+        "const int row_tile = row % mask.row_tiles(), plane = row / mask.row_tiles();",
+        "const int plane = row % (mask.batch * mask.heads), row_tile = row / (mask.batch * mask.heads);",
+        ("attention/mask_long/float16",),
     ),
     Mutant(
         "backward: delta of the wrong sign of dlse",

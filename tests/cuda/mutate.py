@@ -76,7 +76,7 @@ def judge(module: Path, mutant: Mutant) -> tuple[str, str] | None:
         return None
     line = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr.strip()[-300:]
     case, _, problem = line.partition(" | ")
-    fault = re.search(r"\b((?:global|shared|copy)-[a-z-]+|divergence|deadlock) in ", problem)
+    fault = re.search(r"\b((?:global|shared|copy|launch)-[a-z-]+|divergence|deadlock) in ", problem)
     if fault is None and not re.search(r"error .* > |not finite|NaN|differ", problem):
         raise SystemExit(f"{mutant.what}: failed in a way that is no catch: {line}")
     return (fault[1] if fault else "gate"), case

@@ -81,6 +81,16 @@ def test_a_launch_without_a_gpu_is_an_error_that_names_the_call(module: Any) -> 
         module.softmax_forward(p)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="without a driver every function answers its absence")
+def test_errors_that_were_answered_are_not_left_behind(module: Any) -> None:
+    assert module.unusable() is None
+    p = module.SoftmaxParams()
+    p.row_dims, p.row_shape, p.n = 1, (2**39,), 1
+    with pytest.raises(RuntimeError, match="more blocks than a grid may have"):
+        module.softmax_forward(p)
+    assert module.last_error() == 0
+
+
 def reason(monkeypatch: pytest.MonkeyPatch, module: Any, available: bool, version: str | None, why: str) -> str | None:
     """What the backend says with that module (None: it cannot be imported) and that torch."""
 

@@ -15,6 +15,8 @@ constexpr float kLowest = -3.4028234663852886e38f;
 TW_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 TW_DEVICE float float_of(uint32_t x) { return __uint_as_float(x); }
 
+TW_DEVICE bool is_finite(float x) { return fabsf(x) < kInfinity; }
+
 TW_DEVICE float widen(float x) { return x; }
 TW_DEVICE float widen(Half x) {
   float y;

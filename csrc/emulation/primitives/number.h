@@ -30,6 +30,8 @@ uint32_t pack(float low, float high) {
 inline uint32_t bits_of(float x) { return tilewright::detail::as_bits(x); }
 inline float float_of(uint32_t x) { return tilewright::detail::as_float(x); }
 
+inline bool is_finite(float x) { return std::fabs(x) < kInfinity; }
+
 inline float exp_exact(float x) { return std::exp(x); }
 inline float log_exact(float x) { return std::log(x); }
 
