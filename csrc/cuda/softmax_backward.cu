@@ -31,7 +31,7 @@ softmax_backward_kernel(TW_KERNEL_ARGUMENT SoftmaxLaunch l) {
       TW_UNROLL for (int i = 0; i < V; ++i) sum += term(y[k][i], dy[k][i], p.log);
     }
   }
-  sum = reduce<kBlock>(sum, l.lanes, Sum{}, shared_memory<float>());
+  sum = reduce(sum, kBlock, l.lanes, Sum{}, shared_memory<float>());
   TW_UNROLL for (int k = 0; k < kSoftmaxElements / V; ++k) {
     const int64_t column = (int64_t{k} * l.lanes + lane) * V;
     if (row < l.rows && column < p.n) {
@@ -73,7 +73,7 @@ softmax_backward_looped_kernel(TW_KERNEL_ARGUMENT SoftmaxLaunch l) {
   if constexpr (kPhase != 2) {
     for (int64_t column = begin + thread_index() * V; column < end; column += int64_t{block_threads()} * V)
       sum += terms<T, V>(p, at, column);
-    sum = reduce<true>(sum, l.lanes, Sum{}, shared_memory<float>());
+    sum = reduce(sum, true, l.lanes, Sum{}, shared_memory<float>());
   }
   if constexpr (kPhase == 1) {
     if (thread_index() == 0) partial.store(block_y(), sum);

@@ -7,6 +7,7 @@
 namespace tilewright::gpu {
 namespace {
 
+// kBlock: whether a row has a block or a part of a warp. Vectors leave the registers to ask when it runs.
 template <class T, int V, bool kBlock>
 TW_KERNEL(kSoftmaxThreads)
 softmax_forward_kernel(TW_KERNEL_ARGUMENT SoftmaxLaunch l) {
@@ -24,12 +25,13 @@ softmax_forward_kernel(TW_KERNEL_ARGUMENT SoftmaxLaunch l) {
       TW_UNROLL for (int i = 0; i < V; ++i) top = Maximum{}(top, s[k][i]);
     }
   }
-  top = reduce<kBlock>(top, l.lanes, Maximum{}, scratch);
+  const bool block = V == 1 ? kBlock : l.lanes > kWarpSize;
+  top = reduce(top, block, l.lanes, Maximum{}, scratch);
   if (top == -kInfinity) top = 0.0f;
   float sum = 0.0f;
   TW_UNROLL for (int k = 0; k < kSoftmaxElements / V; ++k) if (row < l.rows && (int64_t{k} * l.lanes + lane) * V < p.n)
       TW_UNROLL for (int i = 0; i < V; ++i) sum += exp_of<T>(s[k][i] - top);
-  sum = reduce<kBlock>(sum, l.lanes, Sum{}, scratch);
+  sum = reduce(sum, block, l.lanes, Sum{}, scratch);
   const RowSum whole = to_result({top, sum}, p.log);
   TW_UNROLL for (int k = 0; k < kSoftmaxElements / V; ++k) {
     const int64_t column = (int64_t{k} * l.lanes + lane) * V;
@@ -70,7 +72,7 @@ softmax_forward_looped_kernel(TW_KERNEL_ARGUMENT SoftmaxLaunch l) {
       load_scores<T, V>(p, at, column, s);
       TW_UNROLL for (int i = 0; i < V; ++i) add<T>(mine, s[i]);
     }
-    whole = reduce_sums<T, true>(mine, l.lanes, scratch);
+    whole = reduce_sums<T>(mine, scratch);
   }
   if constexpr (kPhase == 1) {
     if (thread_index() == 0) {
@@ -128,7 +130,7 @@ softmax_forward_across_kernel(TW_KERNEL_ARGUMENT SoftmaxLaunch l) {
 
 struct Kernels {
   template <class T, int V, bool kBlock>
-  static constexpr auto kRows = softmax_forward_kernel<T, V, kBlock>;
+  static constexpr auto kRows = softmax_forward_kernel<T, V, V == 1 && kBlock>;
   template <class T, int V, int kPhase>
   static constexpr auto kLooped = softmax_forward_looped_kernel<T, V, kPhase>;
   template <class T>

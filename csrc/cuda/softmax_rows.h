@@ -105,13 +105,13 @@ struct Sum {
   TW_DEVICE float operator()(float a, float b) const { return a + b; }
 };
 
-// Of the values of the `lanes` threads that take a row together: neighbours in a warp, or with kBlock the whole block.
-// All threads of the block come here. `scratch` has a float for each warp.
-template <bool kBlock, class Operation>
-TW_DEVICE float reduce(float value, int lanes, Operation operation, Shared<float> scratch) {
-  for (int step = (kBlock ? kWarpSize : lanes) / 2; step > 0; step /= 2)
+// Of the values of the `lanes` threads that take a row together: neighbours in a warp, or the whole block. All threads of
+// the block come here. `scratch` has a float for each warp.
+template <class Operation>
+TW_DEVICE float reduce(float value, bool block, int lanes, Operation operation, Shared<float> scratch) {
+  for (int step = (block ? kWarpSize : lanes) / 2; step > 0; step /= 2)
     value = operation(value, shuffle_xor(value, step));
-  if constexpr (kBlock) {
+  if (block) {
     sync_block();  // what an earlier reduction left has been read
     if (lane_index() == 0) scratch.store(warp_index(), value);
     sync_block();
@@ -130,10 +130,11 @@ TW_DEVICE RowSum join(RowSum a, RowSum b) {
   const float top = a.top > b.top ? a.top : b.top;
   return {top, a.sum * exp_of<T>(a.top - top) + b.sum * exp_of<T>(b.top - top)};
 }
-template <class T, bool kBlock>
-TW_DEVICE RowSum reduce_sums(RowSum mine, int lanes, Shared<float> scratch) {
-  const float top = reduce<kBlock>(mine.top, lanes, Maximum{}, scratch);
-  return {top, reduce<kBlock>(mine.sum * exp_of<T>(mine.top - top), lanes, Sum{}, scratch)};
+// Of the whole block.
+template <class T>
+TW_DEVICE RowSum reduce_sums(RowSum mine, Shared<float> scratch) {
+  const float top = reduce(mine.top, true, kWarpSize, Maximum{}, scratch);
+  return {top, reduce(mine.sum * exp_of<T>(mine.top - top), true, kWarpSize, Sum{}, scratch)};
 }
 
 // What a row's scores are turned into results with: of log_softmax the logarithm of its sum, which is taken once.
