@@ -1,5 +1,5 @@
-"""float32 goes through the tensor cores in parts, of which an infinity has one: results are what float32's arithmetic gives
-all the same, and where they are finite they are as exact as without infinities around them."""
+"""float32 goes through the tensor cores in parts, of which an infinity has one: results are what float32's arithmetic
+gives all the same, and where they are finite they are as exact as without infinities around them."""
 
 from __future__ import annotations
 

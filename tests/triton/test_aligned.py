@@ -7,19 +7,19 @@ import torch
 
 pytest.importorskip("triton")
 
-from tilewright.backends.triton_attention import ALIGNED, _aligned, _hand_over, _room_for
+from tilewright.backends.triton_attention_call import ALIGNED, aligned, hand_over, room_for
 
 
 def test_aligned_rows_are_read_where_they_lie() -> None:
     for t in (torch.randn(1, 2, 64, 128).half(), torch.randn(2, 64, 3, 80).transpose(1, 2), torch.randn(1, 1, 1, 16)):
-        assert _aligned(t) is t and _room_for(t) is t
+        assert aligned(t) is t and room_for(t) is t
 
 
 @pytest.mark.parametrize("head_dim", [100, 72, 33, 128, 1])
 def test_others_are_read_from_a_padded_copy(head_dim: int) -> None:
     """Loads of two bytes cannot be asynchronous, and take an address each: at head dim 100 the kernel spilled."""
     t = torch.randn(2, 3, 70, head_dim + 1).half()[..., 1:]  # no row begins at a multiple of 16 bytes
-    copy = _aligned(t)
+    copy = aligned(t)
     assert copy is not t and copy.shape[:-1] == t.shape[:-1] and copy.shape[-1] % ALIGNED == 0
     assert copy.shape[-1] - head_dim < ALIGNED, "more columns than needed are read"
     assert torch.equal(copy[..., :head_dim], t)
@@ -29,9 +29,9 @@ def test_others_are_read_from_a_padded_copy(head_dim: int) -> None:
 
 def test_what_is_written_is_handed_over() -> None:
     t = torch.full((2, 3, 50), -1.0)
-    room = _room_for(t)
+    room = room_for(t)
     assert room is not t and room.shape == (2, 3, 64)
     room.copy_(torch.arange(64.0))
-    _hand_over(room, t)
+    hand_over(room, t)
     assert torch.equal(t, torch.arange(50.0).expand(2, 3, 50))
-    _hand_over(None, None)
+    hand_over(None, None)

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from ..ops._dropout import dropout_scale, dropout_threshold
-from ..ops._features import broadcast_strides, unit_last_stride
+from ..ops._features import unit_last_stride
 from ..ops.attention import OP as ATTENTION_OP
 from ..ops.attention import AttentionCall
 from ..ops.kvcache_attention import MAX_SPLITS, KvcacheAttentionCall, capacity
@@ -20,134 +20,31 @@ from ..ops.varlen_attention import OP as VARLEN_OP
 from ..ops.varlen_attention import VarlenAttentionCall
 from ..registry import Implementation
 from ..triton_kernels import attention, attention_backward, attention_decode, attention_mask_gradient, keys
-from ..triton_kernels.attention_table import load_of, table_key
-from ..triton_kernels.descriptor import describable, describe, has_tma
-from ..triton_kernels.launch import Config, config, grid
+from ..triton_kernels.launch import grid
 from .triton import on_device, unsupported
+from .triton_attention_call import (
+    aligned,
+    batched,
+    boxes_of,
+    bytes_of,
+    chosen_config,
+    features,
+    hand_over,
+    in_rows,
+    packed_rows_first,
+    padded_widths,
+    room_for,
+    strides_of,
+)
 
 keys.settle()
 
 #: Up to this many rows (queries times the heads of a group) are packed into one block and their keys split.
 DECODE_ROWS = 64
-#: A loop over fewer blocks does not repay what descriptors cost on the host.
-TMA_BLOCKS = 2
 #: Programs that splitting aims at, and the fewest keys that a part is worth.
 SPLIT_PROGRAMS, KEYS_PER_SPLIT = 256, 256
 #: Parts that are merged at a time: with 256 columns of values, as many as registers hold.
 MERGED_AT_A_TIME = 16
-#: A window is cut down to this: sums of it and positions then fit into 32 bits, and no sequence is longer.
-WIDEST_WINDOW = 2**30
-
-
-def _features(call: Any) -> dict[str, Any]:
-    """The constants that the options of a call choose, and their values."""
-    mask = call.mask
-    return {
-        "MASK": "" if mask is None else "bool" if mask.dtype == torch.bool else "float",
-        "HAS_ALIBI": call.alibi_slopes is not None,
-        "HAS_SOFTCAP": call.softcap > 0.0,
-        "HAS_LEFT": call.window_left >= 0,
-        "HAS_RIGHT": call.window_right >= 0 or call.causal is not None,
-        "TOP_LEFT": call.causal == "top_left",
-        "left": min(call.window_left, WIDEST_WINDOW),
-        "right": 0 if call.causal is not None else min(call.window_right, WIDEST_WINDOW),
-        "scale": abs(call.scale) or 1.0,
-        "sign": float((call.scale > 0.0) - (call.scale < 0.0)),
-        "SIGNED": call.scale <= 0.0,
-        "softcap": call.softcap,
-    }
-
-
-def _widths(head_dim: int, head_dim_v: int) -> dict[str, Any]:
-    """Head dims are padded to powers of two inside the kernel, at least to what a matrix instruction takes."""
-    block_d, block_dv = (max(16, triton.next_power_of_2(n)) for n in (head_dim, head_dim_v))
-    return {
-        "BLOCK_D": block_d,
-        "BLOCK_DV": block_dv,
-        "CHECK_D": block_d != head_dim,
-        "CHECK_DV": block_dv != head_dim_v,
-        "head_dim": head_dim,
-        "head_dim_v": head_dim_v,
-    }
-
-
-def _config(kernel: str, call: Any, widths: dict[str, Any]) -> Config:
-    load = load_of(
-        mask=call.mask is not None,
-        dropout=getattr(call, "rng", None) is not None,
-        alibi=call.alibi_slopes is not None,
-        softcap=call.softcap > 0.0,
-        window=call.window_left >= 0,
-        packed=hasattr(call, "cu_seqlens_q"),
-    )
-    width = max(widths["BLOCK_D"], widths["BLOCK_DV"])
-    return config(kernel, table_key(call.q.element_size(), width, load), call.q.device)
-
-
-def _boxes(a: Tensor, b: Tensor, block: int, widths: dict[str, Any], packed_rows: bool) -> tuple[Any, Any]:
-    """For a kernel that loops in blocks over the rows of a and of b, (B, H, S, D) or (total, H, D): their descriptors,
-    or (None, None) where it has to load by pointers. (float32 has to: its products are split, which TMA cannot do.)"""
-    rows = a.shape[0 if packed_rows else 2]
-    if a.element_size() != 2 or rows < TMA_BLOCKS * block:
-        return None, None
-    if not (has_tma(a.device) and describable(a) and describable(b)):
-        return None, None
-    if packed_rows:
-        a, b = a.transpose(0, 1)[None], b.transpose(0, 1)[None]
-    return describe(a, (1, 1, block, widths["BLOCK_D"])), describe(b, (1, 1, block, widths["BLOCK_DV"]))
-
-
-#: What strides and head dims, in elements, have to be multiples of for wide loads, as Triton's compiler counts.
-ALIGNED = 16
-
-
-def _aligned(t: Tensor) -> Tensor:
-    """t, or a copy whose rows begin and end at multiples of 16 elements, with zeros past their own.
-
-    Others are read and written two bytes at a time: not asynchronously, and with an address for each element. At head
-    dim 100 the forward kernel for Hopper spilled 226 of them, at 255 a thousand.
-    """
-    if t.data_ptr() % 16 == 0 and all(n % ALIGNED == 0 for n in (t.shape[-1], *t.stride()[:-1])):
-        return t
-    copy = t.new_zeros((*t.shape[:-1], triton.cdiv(t.shape[-1], ALIGNED) * ALIGNED))
-    copy[..., : t.shape[-1]] = t
-    return copy
-
-
-def _room_for(t: Tensor) -> Tensor:
-    """t, or memory for what is to be written to it, where its rows do not end at multiples of 16 elements."""
-    if t.shape[-1] % ALIGNED == 0:
-        return t
-    return t.new_empty((*t.shape[:-1], triton.cdiv(t.shape[-1], ALIGNED) * ALIGNED))
-
-
-def _hand_over(written: Tensor | None, t: Tensor | None) -> None:
-    if t is not None and written is not None and written is not t:
-        t.copy_(written[..., : t.shape[-1]])
-
-
-def _bytes(mask: Tensor | None) -> Tensor | None:
-    """A bool mask as the bytes that it is."""
-    return mask.view(torch.uint8) if mask is not None and mask.dtype == torch.bool else mask
-
-
-def _strides(t: Tensor | None, rank: int) -> tuple[int, ...]:
-    return (0,) * rank if t is None else broadcast_strides(t)
-
-
-def _batched(t: Tensor) -> tuple[int, ...]:
-    """(batch, head, row) strides of (B, H, S) or (B, H, S, D)."""
-    return t.stride()[:3]
-
-
-def _packed(t: Tensor) -> tuple[int, ...]:
-    """The same of packed (total, H, D), or (H, total)."""
-    return (0, *t.stride()) if t.dim() == 2 else (0, t.stride(1), t.stride(0))
-
-
-def _in_rows(strides: Callable[[Tensor], tuple[int, ...]], t: Tensor) -> tuple[int, ...]:
-    """(batch, head) strides of (B, H, S, n), or (H, total, n), contiguous: in rows of n numbers."""
-    return tuple(s // t.shape[-1] for s in strides(t[..., 0])[:2])
 
 
 def _run_forward(
@@ -180,10 +77,10 @@ def _run_forward(
     result = out
     # Few rows read keys once, which is what a copy of them would cost; those of a cache stay where they are.
     if not decode and lengths_k is None:
-        q, k, v, out = _aligned(q), _aligned(k), _aligned(v), _room_for(out)
-    widths = _widths(q.shape[-1], v.shape[-1])
+        q, k, v, out = aligned(q), aligned(k), aligned(v), room_for(out)
+    widths = padded_widths(q.shape[-1], v.shape[-1])
     packed = decode and group > 1
-    chosen = _config("attention_decode" if decode else "attention_forward", call, widths)
+    chosen = chosen_config("attention_decode" if decode else "attention_forward", call, widths)
     rows = seqlen_q * group if packed else seqlen_q
     planes = batch * (heads_kv if packed else heads)
     blocks = triton.cdiv(rows, chosen.blocks["BLOCK_M"])
@@ -195,23 +92,23 @@ def _run_forward(
     parts = (
         q.new_empty((planes * splits * rows_padded * (v.shape[-1] + 2),), dtype=torch.float32) if splits > 1 else None
     )
-    mask = _bytes(call.mask)
+    mask = bytes_of(call.mask)
     boxes = (None, None)
     if not decode and lengths_k is None:
-        boxes = _boxes(k, v, chosen.blocks["BLOCK_N"], widths, varlen)
+        boxes = boxes_of(k, v, chosen.blocks["BLOCK_N"], widths, varlen)
     attention.attention_forward[grid(blocks * planes, splits)](
         q, k, v, *boxes, out, lse, stats, mask, call.alibi_slopes, call.sinks, rng, *cu_seqlens,
         lengths_k, table, parts,
         *strides(q), *strides(k), *strides(v), *strides(out), *strides(lse),
-        *((0, 0) if stats is None else _in_rows(strides, stats)),
-        *_strides(mask, 4), *_strides(call.alibi_slopes, 2),
+        *((0, 0) if stats is None else in_rows(strides, stats)),
+        *strides_of(mask, 4), *strides_of(call.alibi_slopes, 2),
         0 if table is None else table.stride(0),
         heads, group, seqlen_q, seqlen_k, q.shape[0], k.shape[0],
         page_size=page_size, pages=k.shape[0], splits=splits, threshold=dropout_threshold(dropout_p),
         dropout_scale=dropout_scale(dropout_p),
         HAS_SINKS=call.sinks is not None, HAS_DROPOUT=rng is not None, VARLEN=varlen,
         CACHE=lengths_k is not None, PAGED=table is not None, PACKED=packed, SPLIT=splits > 1,
-        HAS_STATS=stats is not None, TMA=boxes[0] is not None, **_features(call), **widths, **chosen.options,
+        HAS_STATS=stats is not None, TMA=boxes[0] is not None, **features(call), **widths, **chosen.options,
     )  # fmt: skip
     if splits > 1:
         attention_decode.merge[grid(seqlen_q * batch * heads)](
@@ -219,7 +116,7 @@ def _run_forward(
             rows_padded, HAS_SINKS=call.sinks is not None, PACKED=packed, BLOCK_DV=widths["BLOCK_DV"],
             BLOCK_SPLITS=MERGED_AT_A_TIME,
         )  # fmt: skip
-    _hand_over(out, result)
+    hand_over(out, result)
 
 
 def _attention_forward(call: AttentionCall) -> tuple[Tensor, ...]:
@@ -227,7 +124,7 @@ def _attention_forward(call: AttentionCall) -> tuple[Tensor, ...]:
     batch, heads, seqlen_q, _ = call.q.shape
     _run_forward(
         call,
-        _batched,
+        batched,
         (call.q, call.k, call.v),
         (out, lse, stats if call.keep_stats else None),
         batch=batch,
@@ -246,7 +143,7 @@ def _varlen_forward(call: VarlenAttentionCall) -> tuple[Tensor, ...]:
     out, lse, stats = VARLEN_OP.allocate(call)
     _run_forward(
         call,
-        _packed,
+        packed_rows_first,
         (call.q, call.k, call.v),
         (out, lse, stats if call.keep_stats else None),
         batch=call.cu_seqlens_q.shape[0] - 1,
@@ -275,7 +172,7 @@ def _kvcache_forward(call: KvcacheAttentionCall) -> tuple[Tensor, ...]:
     batch, heads, seqlen_q, _ = call.q.shape
     _run_forward(
         call,
-        _batched,
+        batched,
         (call.q, *caches),
         (out, lse, None),
         batch=batch,
@@ -294,7 +191,7 @@ def _kvcache_forward(call: KvcacheAttentionCall) -> tuple[Tensor, ...]:
 def _append(call: KvcacheAttentionCall, lengths: Tensor, longest: int, page_size: int) -> None:
     assert call.k is not None
     assert call.v is not None
-    widths = _widths(call.k.shape[-1], call.v.shape[-1])
+    widths = padded_widths(call.k.shape[-1], call.v.shape[-1])
     batch, heads_kv, new, _ = call.k.shape
     block = min(triton.next_power_of_2(new), 16)
     attention_decode.append[grid(triton.cdiv(new, block) * batch * heads_kv)](
@@ -333,56 +230,56 @@ def _run_backward(
             torch.zeros_like(getattr(call, n)) if want and f is None else f
             for n, f, want in zip(op.differentiable, found, wanted, strict=True)
         )
-    q, k, v, out, dout = (_aligned(t) for t in (q, k, v, out, dout))
-    dq, dk, dv = (None if t is None else _room_for(t) for t in gradients)
-    widths, mask, terms = _widths(q.shape[-1], v.shape[-1]), _bytes(call.mask), lse.new_empty((*lse.shape, 4))
+    q, k, v, out, dout = (aligned(t) for t in (q, k, v, out, dout))
+    dq, dk, dv = (None if t is None else room_for(t) for t in gradients)
+    widths, mask, terms = padded_widths(q.shape[-1], v.shape[-1]), bytes_of(call.mask), lse.new_empty((*lse.shape, 4))
     shared = {
         "threshold": dropout_threshold(call.dropout_p),
         "dropout_scale": dropout_scale(call.dropout_p),
         "HAS_DROPOUT": call.rng is not None,
         "VARLEN": cu_seqlens[0] is not None,
-        **_features(call),
+        **features(call),
         **widths,
     }
-    options = (*_strides(mask, 4), *_strides(call.alibi_slopes, 2))
+    options = (*strides_of(mask, 4), *strides_of(call.alibi_slopes, 2))
     sizes = (seqlen_q, seqlen_k, q.shape[0], k.shape[0])
     varlen = cu_seqlens[0] is not None
-    chosen = _config("attention_backward_rows", call, widths)
-    boxes = _boxes(k, v, chosen.blocks["BLOCK_N"], widths, varlen)
+    chosen = chosen_config("attention_backward_rows", call, widths)
+    boxes = boxes_of(k, v, chosen.blocks["BLOCK_N"], widths, varlen)
     blocks = triton.cdiv(seqlen_q, chosen.blocks["BLOCK_M"])
     attention_backward.attention_backward_rows[grid(blocks * batch * heads)](
         q, k, v, *boxes, out, dout, dlse, stats, terms, dq, mask, call.alibi_slopes, call.rng, *cu_seqlens,
         *strides(q), *strides(k), *strides(v), *strides(out), *strides(dout),
         *((0, 0, 0) if dq is None else strides(dq)),
-        *((0, 0, 0) if dlse is None else strides(dlse)), *_in_rows(strides, stats), *_in_rows(strides, terms),
+        *((0, 0, 0) if dlse is None else strides(dlse)), *in_rows(strides, stats), *in_rows(strides, terms),
         *options, heads, heads // heads_kv, *sizes,
         HAS_DLSE=dlse is not None, WANT_DQ=dq is not None, TMA=boxes[0] is not None, **shared, **chosen.options,
     )  # fmt: skip
     if (dk is not None or dv is not None) and seqlen_k > 0:
-        chosen = _config("attention_backward_keys", call, widths)
-        boxes = _boxes(q, dout, chosen.blocks["BLOCK_M"], widths, varlen)
+        chosen = chosen_config("attention_backward_keys", call, widths)
+        boxes = boxes_of(q, dout, chosen.blocks["BLOCK_M"], widths, varlen)
         blocks = triton.cdiv(seqlen_k, chosen.blocks["BLOCK_N"])
         attention_backward.attention_backward_keys[grid(blocks * batch * heads_kv)](
             q, k, v, *boxes, dout, terms, dk, dv, mask, call.alibi_slopes, call.rng, *cu_seqlens,
             *strides(q), *strides(k), *strides(v), *strides(dout),
             *((0, 0, 0) if dk is None else strides(dk)), *((0, 0, 0) if dv is None else strides(dv)),
-            *_in_rows(strides, terms), *options, heads, heads // heads_kv, *sizes,
+            *in_rows(strides, terms), *options, heads, heads // heads_kv, *sizes,
             WANT_DK=dk is not None, WANT_DV=dv is not None, TMA=boxes[0] is not None, **shared, **chosen.options,
         )  # fmt: skip
     for written, t in zip((dq, dk, dv), gradients, strict=True):
-        _hand_over(written, t)
+        hand_over(written, t)
     dq, dk, dv = gradients
     dmask = dsinks = None
     if wanted[3]:
         assert mask is not None
         dmask = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
         del shared["MASK"]
-        chosen = _config("attention_backward_mask", call, widths)
+        chosen = chosen_config("attention_backward_mask", call, widths)
         mb, mh, mq, mk = mask.shape
         tiles = triton.cdiv(mk, chosen.blocks["BLOCK_N"]) * triton.cdiv(mq, chosen.blocks["BLOCK_M"])
         attention_mask_gradient.attention_backward_mask[grid(tiles * mb * mh)](
             q, k, v, dout, terms, dmask, mask, call.alibi_slopes, call.rng, *cu_seqlens,
-            *strides(q), *strides(k), *strides(v), *strides(dout), *_in_rows(strides, terms), *options,
+            *strides(q), *strides(k), *strides(v), *strides(dout), *in_rows(strides, terms), *options,
             batch, heads, heads // heads_kv, mh, mq, mk, *sizes,
             ALL_BATCHES=mb == 1 and batch > 1, ALL_HEADS=mh == 1 and heads > 1,
             ALL_QUERIES=mq == 1, ALL_KEYS=mk == 1, **shared, **chosen.options,
@@ -408,7 +305,7 @@ def _attention_backward(call: AttentionCall, outputs: Any, grads: Any, wanted: A
     return _run_backward(
         call,
         ATTENTION_OP,
-        _batched,
+        batched,
         outputs,
         grads,
         wanted,
@@ -424,7 +321,7 @@ def _varlen_backward(call: VarlenAttentionCall, outputs: Any, grads: Any, wanted
     return _run_backward(
         call,
         VARLEN_OP,
-        _packed,
+        packed_rows_first,
         outputs,
         grads,
         wanted,
