@@ -87,21 +87,23 @@ struct BackwardWorkspace {
 // left should be the rounding of dP alone. Four rows at a time, since each sum is a chain of additions.
 template <class A>
 void dot_rows(DType dtype, const char* const* x, const char* const* y, int count, int64_t dim, A* dot) {
-  with_dtype<A>(dtype, [&](auto t) {
-    using T = decltype(t);
-    for (int r = 0; r < count; r += 4) {
-      const T *a[4], *b[4];
-      for (int i = 0; i < 4; ++i) {
-        const int row = r + i < count ? r + i : count - 1;
-        a[i] = reinterpret_cast<const T*>(x[row]);
-        b[i] = reinterpret_cast<const T*>(y[row]);
-      }
-      double sum[4] = {0, 0, 0, 0};
-      for (int64_t d = 0; d < dim; ++d)
-        for (int i = 0; i < 4; ++i) sum[i] += double{to_float(a[i][d])} * double{to_float(b[i][d])};
-      for (int i = 0; i < 4 && r + i < count; ++i) dot[r + i] = static_cast<A>(sum[i]);
+  alignas(64) A widened[2][4][kMaxHeadDim];
+  const bool same_type = size_of(dtype) == static_cast<int64_t>(sizeof(A));
+  for (int r = 0; r < count; r += 4) {
+    const A *a[4], *b[4];
+    for (int i = 0; i < 4; ++i) {
+      const int row = r + i < count ? r + i : count - 1;
+      a[i] = same_type ? reinterpret_cast<const A*>(x[row]) : widened[0][i];
+      b[i] = same_type ? reinterpret_cast<const A*>(y[row]) : widened[1][i];
+      if (same_type) continue;
+      widen_row<A>(dtype, x[row], dim, dim, widened[0][i]);
+      widen_row<A>(dtype, y[row], dim, dim, widened[1][i]);
     }
-  });
+    double sum[4] = {0, 0, 0, 0};
+    for (int64_t d = 0; d < dim; ++d)
+      for (int i = 0; i < 4; ++i) sum[i] += double{a[i][d]} * double{b[i][d]};
+    for (int i = 0; i < 4 && r + i < count; ++i) dot[r + i] = static_cast<A>(sum[i]);
+  }
 }
 
 // The first pass over the queries: statistics, and Q^T and dO^T where several tasks will read them.
@@ -118,11 +120,9 @@ void prepare_strip(const BackwardPlan<A>& plan, const Sequence& s, const HeadGro
   const auto at = [&](const View4& view, int r) -> const A& {
     return static_cast<const A*>(view.data)[query_offset(p, view, s, strip.head[r], strip.row[r])];
   };
-  const char *grads[kStripLanes<A>], *outs[kStripLanes<A>];
-  for (int r = 0; r < strip.count; ++r) {
-    grads[r] = query_row(p, p.dout, s, strip.head[r], strip.row[r]);
-    outs[r] = query_row(p, p.out, s, strip.head[r], strip.row[r]);
-  }
+  char *grads[kStripLanes<A>], *outs[kStripLanes<A>];
+  strip_rows(p, p.dout, s, strip, grads);
+  strip_rows(p, p.out, s, strip, outs);
   for (int r = 0; r < kStripLanes<A>; ++r) stats.delta[r] = stats.dlse[r] = 0;
   dot_rows<A>(p.dtype, grads, outs, strip.count, p.head_dim_v, stats.delta);
   for (int r = 0; r < kStripLanes<A>; ++r) {

@@ -84,11 +84,12 @@ void differentiate_tile(const AttentionParams& p, int vectors, RowStats<A> stats
 }
 
 // probs [n][stride] = P^T after dropout (its scale 1 / (1 - p) left to the caller), ds [n][stride] = dS^T of keys
-// [key, key + n): with respect to scale * q . k, or, for the mask, to the logits that it is added to.
+// [key, key + n): with respect to scale * q . k, or, for the mask, to the logits that it is added to. Not inlined: two
+// passes call it.
 template <class A>
-void gradient_tile(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, RowStats<A> stats,
-                   const A* queries, const A* grads, RowTile<A> k, RowTile<A> v, int64_t key, int64_t n, bool of_mask,
-                   TileBuffers<A>& buffers, A* probs, A* ds, int64_t stride) {
+TW_NOINLINE void gradient_tile(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, RowStats<A> stats,
+                               const A* queries, const A* grads, RowTile<A> k, RowTile<A> v, int64_t key, int64_t n,
+                               bool of_mask, TileBuffers<A>& buffers, A* probs, A* ds, int64_t stride) {
   constexpr int lanes = kStripLanes<A>;
   gemm<A, false>(n, strip.vectors, p.head_dim, k.data, k.stride, queries, lanes, probs, stride, {}, score_block<A>(p));
   // dP - delta cancels.
@@ -105,13 +106,11 @@ void gradient_tile(const AttentionParams& p, const Sequence& s, const Strip<A>& 
 // Q^T and dO^T of a strip.
 template <class A>
 void pack_query_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, A* queries, A* grads) {
-  const char *q[kStripLanes<A>], *g[kStripLanes<A>];
-  for (int r = 0; r < strip.count; ++r) {
-    q[r] = query_row(p, p.q, s, strip.head[r], strip.row[r]);
-    g[r] = query_row(p, p.dout, s, strip.head[r], strip.row[r]);
-  }
-  pack_strip<A>(p.dtype, q, strip.count, p.head_dim, packed_scale<A>(p), queries);
-  pack_strip<A>(p.dtype, g, strip.count, p.head_dim_v, A{1}, grads);
+  char* rows[kStripLanes<A>];
+  strip_rows(p, p.q, s, strip, rows);
+  pack_strip<A>(p.dtype, rows, strip.count, p.head_dim, packed_scale<A>(p), queries);
+  strip_rows(p, p.dout, s, strip, rows);
+  pack_strip<A>(p.dtype, rows, strip.count, p.head_dim_v, A{1}, grads);
 }
 
 }  // namespace TW_ISA

@@ -118,10 +118,10 @@ void finish_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& s
     const Denominator d = denominator(p, strip.head[r], state, r);
     // An empty row: nothing was summed, whatever its O holds is 0 or was never written.
     factor[r] = d.sum == 0 ? A{0} : static_cast<A>(d.scale * dropped / d.sum);
-    rows[r] = query_row(p, p.out, s, strip.head[r], strip.row[r]);
     write_statistics<A>(p, s, strip.head[r], strip.row[r], d);
   }
   for (int r = strip.count; r < lanes; ++r) factor[r] = 0;
+  strip_rows(p, p.out, s, strip, rows);
   if (!state.started) std::memset(state.out, 0, static_cast<size_t>(p.head_dim_v * lanes) * sizeof(A));
   unpack_strip<A>(p.dtype, state.out, p.head_dim_v, factor, rows, strip.count);
 }
@@ -153,8 +153,8 @@ void attend_block(const ForwardPlan<A>& plan, const Sequence& s, const HeadGroup
   for (int64_t i = 0; i < count; ++i) {
     make_strip(p, s, group, first + i * lanes, &w.strip[i]);
     const Strip<A>& strip = w.strip[i];
-    const char* q[lanes];
-    for (int r = 0; r < strip.count; ++r) q[r] = query_row(p, p.q, s, strip.head[r], strip.row[r]);
+    char* q[lanes];
+    strip_rows(p, p.q, s, strip, q);
     w.operands.load_queries(i, q, strip.count);
     A* memory = w.states + i * plan.partial_size();
     if (plan.splits > 1)

@@ -43,7 +43,8 @@ inline void key_interval(const AttentionParams& p, const Sequence& s, int64_t i,
 
 // Rows [first, first + count) of the group's enumeration.
 template <class A>
-void make_strip(const AttentionParams& p, const Sequence& s, const HeadGroup& group, int64_t first, Strip<A>* strip) {
+TW_NOINLINE void make_strip(const AttentionParams& p, const Sequence& s, const HeadGroup& group, int64_t first,
+                            Strip<A>* strip) {
   const int64_t rows = s.len_q * group.size - first;
   strip->count = static_cast<int>(rows < Strip<A>::kLanes ? rows : Strip<A>::kLanes);
   strip->vectors = (strip->count + Simd<A>::lanes - 1) / Simd<A>::lanes;
@@ -75,6 +76,13 @@ void make_strip(const AttentionParams& p, const Sequence& s, const HeadGroup& gr
   }
 }
 
+// rows[r] = where row r of the strip is in `view`: of q, out or a gradient of theirs.
+template <class A>
+TW_NOINLINE void strip_rows(const AttentionParams& p, const View4& view, const Sequence& s, const Strip<A>& strip,
+                            char** rows) {
+  for (int r = 0; r < strip.count; ++r) rows[r] = query_row(p, view, s, strip.head[r], strip.row[r]);
+}
+
 // --- masks -----------------------------------------------------------------------------------------------------------
 
 struct MaskBool {
@@ -101,7 +109,7 @@ TW_INLINE Vec<A> load_mask_vector(const M* m, int n) {
       return keep != 0 ? Vec<A>{} : broadcast<A>(static_cast<A>(-kInfinity));
     }
   } else if constexpr (sizeof(Accumulator<M>) == sizeof(A)) {
-    if (n == L) return load(m);
+    return n == L ? load(m) : load_partial(m, n);
   }
   Vec<A> v{};
   for (int i = 0; i < n; ++i) v[i] = mask_value<A>(m[i]);

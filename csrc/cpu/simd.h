@@ -30,7 +30,12 @@
 
 #define TW_INLINE static inline __attribute__((always_inline))
 #define TW_MEMBER inline __attribute__((always_inline))
+// For functions with code for several types or of several callers: one copy, and none for some of their arguments either.
+#if defined(__clang__)
 #define TW_NOINLINE __attribute__((noinline))
+#else
+#define TW_NOINLINE __attribute__((noinline, noclone))
+#endif
 
 namespace tilewright {
 namespace TW_ISA {
