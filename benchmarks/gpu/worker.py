@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +45,7 @@ def _facts(request: dict[str, Any], send: Send) -> dict[str, Any]:
     import torch
 
     import tilewright
+    from tilewright import emulator
     from tilewright.bench.environment import environment
     from tilewright.bench.peers import all_peers
     from tilewright.registry import backends
@@ -58,7 +58,7 @@ def _facts(request: dict[str, Any], send: Send) -> dict[str, Any]:
         "origin": tilewright.__file__,
         "device_seen": torch.cuda.is_available(),
         "reasons": {b: found[b] for b in request["backends"]},
-        "emulator": importlib.util.find_spec("tilewright._cuda_emulated") is not None,
+        "emulator": emulator.installed(),
         "cases": [c.id for c in CASES if not c.id.endswith("/float64")],
         "kernels": kernels(),
     }
