@@ -36,7 +36,7 @@ std::string explain(int code) {
              "2^31 - 1 pairs of batch entry and head, and queries of the heads that share keys";
   }
 #ifdef TW_EMULATED
-  return gpu::cudaGetErrorName(static_cast<gpu::cudaError_t>(code));
+  return cudaGetErrorName(static_cast<cudaError_t>(code));
 #else
   return explain_cuda(code);
 #endif
@@ -101,11 +101,7 @@ PYBIND11_MODULE(TW_MODULE, m) {
   add_kernel(m, "softmax_forward", &gpu::softmax_forward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_forward));
   add_kernel(m, "softmax_backward", &gpu::softmax_backward, &gpu::softmax_workspace, TW_DESCRIBE(softmax_backward));
   m.def(
-      "last_error",
-      [] {
-        using namespace gpu;  // the emulator's runtime is there, and CUDA's is in no namespace
-        return static_cast<int>(cudaPeekAtLastError());
-      },
+      "last_error", [] { return static_cast<int>(cudaPeekAtLastError()); },
       "The last error of the runtime in this module, which stays there; 0 unless somebody left one.");
 #ifdef TW_EMULATED
   m.def("set_seed", [](uint64_t seed) { g_watch.seed = seed; }, "Of the order in which blocks, warps and lanes run.");

@@ -4,8 +4,6 @@
 
 #include <cstddef>
 
-namespace tilewright::gpu {
-
 enum cudaError_t {  // the numbers are CUDA's
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
@@ -29,5 +27,3 @@ cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribu
 // The blocks run here and now. What is wrong with the launch is an error; what goes wrong in the kernel is thrown.
 cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared_bytes,
                              cudaStream_t stream);
-
-}  // namespace tilewright::gpu

@@ -11,8 +11,6 @@
 namespace tilewright::emulation {
 namespace {
 
-using gpu::cudaError_t;
-
 // The call in progress.
 struct Session {
   GlobalMemory memory;
@@ -22,8 +20,8 @@ struct Session {
 thread_local Session* t_session = nullptr;
 
 // An error is kept until somebody asks for it; a later one takes its place, and success does not. A sticky one stays.
-thread_local cudaError_t t_last = gpu::cudaSuccess;
-thread_local cudaError_t t_sticky = gpu::cudaSuccess;
+thread_local cudaError_t t_last = cudaSuccess;
+thread_local cudaError_t t_sticky = cudaSuccess;
 
 std::unordered_map<std::string, Compiled>& compiled() {
   static std::unordered_map<std::string, Compiled> kernels;
@@ -40,35 +38,35 @@ cudaError_t refuse(const Function& f, cudaError_t error, Fault fault, const std:
 unsigned round_up(unsigned n, unsigned unit) { return (n + unit - 1) / unit * unit; }
 
 // The first limit of a chip that a launch breaks.
-cudaError_t check(const Function& f, gpu::dim3 grid, gpu::dim3 block, size_t shared_bytes) {
+cudaError_t check(const Function& f, dim3 grid, dim3 block, size_t shared_bytes) {
   const auto text = [](auto number) { return std::to_string(number); };
-  const auto shape = [&](gpu::dim3 d) { return text(d.x) + " x " + text(d.y) + " x " + text(d.z); };
+  const auto shape = [&](dim3 d) { return text(d.x) + " x " + text(d.y) + " x " + text(d.z); };
   const unsigned given[3] = {grid.x, grid.y, grid.z};
   for (int i = 0; i < 3; ++i)
     if (given[i] == 0 || given[i] > Chip::kGrid[i])
-      return refuse(f, gpu::cudaErrorInvalidConfiguration, Fault::kLaunchGrid,
+      return refuse(f, cudaErrorInvalidConfiguration, Fault::kLaunchGrid,
                     "a grid of " + shape(grid) + " blocks; its " + "xyz"[i] + " is 1 to " + text(Chip::kGrid[i]));
   const unsigned threads = block.x * block.y * block.z;
   if (threads == 0 || threads > Chip::kThreads || block.y != 1 || block.z != 1)
-    return refuse(f, gpu::cudaErrorInvalidConfiguration, Fault::kLaunchThreads,
+    return refuse(f, cudaErrorInvalidConfiguration, Fault::kLaunchThreads,
                   "a block of " + shape(block) + " threads; it has 1 to " + text(Chip::kThreads) + " along x");
   if (f.parameter_bytes > Chip::kParameterBytes)
-    return refuse(f, gpu::cudaErrorInvalidValue, Fault::kLaunchParameters,
+    return refuse(f, cudaErrorInvalidValue, Fault::kLaunchParameters,
                   text(f.parameter_bytes) + " bytes of parameters; at most " + text(Chip::kParameterBytes));
   Compiled made;
   if (!compiled().empty()) {
     const auto found = compiled().find(f.name);
     if (found == compiled().end())
-      return refuse(f, gpu::cudaErrorInvalidValue, Fault::kLaunchUnlisted,
+      return refuse(f, cudaErrorInvalidValue, Fault::kLaunchUnlisted,
                     "no table has it; python csrc/cuda/machine_code.py writes them");
     made = found->second;
     if (threads > static_cast<unsigned>(made.threads))
-      return refuse(f, gpu::cudaErrorLaunchOutOfResources, Fault::kLaunchThreads,
+      return refuse(f, cudaErrorLaunchOutOfResources, Fault::kLaunchThreads,
                     "a block of " + text(threads) + " threads; it was compiled for at most " + text(made.threads));
     const unsigned each = round_up(static_cast<unsigned>(made.registers), Chip::kRegistersAtATime);
     const unsigned warps = round_up((threads + kWarpSize - 1) / kWarpSize, Chip::kWarpsAtATime);
     if (warps * kWarpSize * each > Chip::kRegisters)
-      return refuse(f, gpu::cudaErrorLaunchOutOfResources, Fault::kLaunchRegisters,
+      return refuse(f, cudaErrorLaunchOutOfResources, Fault::kLaunchRegisters,
                     text(made.registers) + " registers of " + text(threads) + " threads, which are given as " +
                         text(each) + " to each of " + text(warps) + " warps, " + text(warps * kWarpSize * each) +
                         "; a block has at most " + text(Chip::kRegisters));
@@ -76,10 +74,10 @@ cudaError_t check(const Function& f, gpu::dim3 grid, gpu::dim3 block, size_t sha
   const int asked_for = f.shared_bytes_asked_for;
   const int64_t limit = asked_for > 0 ? asked_for : Chip::kSharedBytes - made.shared_bytes;
   if (static_cast<int64_t>(shared_bytes) > limit)
-    return refuse(f, gpu::cudaErrorInvalidValue, Fault::kLaunchShared,
+    return refuse(f, cudaErrorInvalidValue, Fault::kLaunchShared,
                   text(shared_bytes) + " bytes of shared memory; at most " + text(limit) +
                       (asked_for > 0 ? ", which was asked for" : " where no more is asked for"));
-  return gpu::cudaSuccess;
+  return cudaSuccess;
 }
 
 }  // namespace
@@ -116,7 +114,7 @@ int run(GlobalMemory memory, const Watch& watch, const std::function<int()>& lau
   const cudaError_t before = t_last;
   const int code = launcher();
   // A launch that fails takes the place of an error from before. Besides that, both are none of a call's business.
-  if (t_last != before && (code == 0 || t_last != gpu::cudaSuccess)) {
+  if (t_last != before && (code == 0 || t_last != cudaSuccess)) {
     const std::string kernel = session.refused ? session.refused->kernel : "a launcher";
     throw KernelFault(Report{Fault::kErrorLeft,
                              kernel,
@@ -133,9 +131,7 @@ int run(GlobalMemory memory, const Watch& watch, const std::function<int()>& lau
 
 }  // namespace tilewright::emulation
 
-namespace tilewright::gpu {
-
-using namespace emulation;
+using namespace tilewright::emulation;
 
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
@@ -185,5 +181,3 @@ cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void**
   machine().run(launch, s.memory, [&] { f.call(arguments); });
   return cudaSuccess;
 }
-
-}  // namespace tilewright::gpu

@@ -60,7 +60,7 @@ int run(GlobalMemory memory, const Watch& watch, const std::function<int()>& lau
 
 // An error after which every function of the runtime answers it, as after a kernel that wrote out of range; cudaSuccess
 // is a new start.
-void set_sticky_error(gpu::cudaError_t error);
+void set_sticky_error(cudaError_t error);
 
 }  // namespace tilewright::emulation
 

@@ -36,14 +36,11 @@ WITHOUT_LDSM = ("ffn_few_rows", "ffn_product<float, 128, (Layout)2>", "ffn_produ
 #: Kernels that may use local memory, with the instructions that do: of the forward, and of the backward those that have
 #: more than BACKWARD_SPILLS. float32's operands come in three parts.
 SPILLS = {
-    "attention_forward<float, 128, true>": 63,
-    "attention_decode<float, 128>": 2,
+    "attention_forward<float, 256, true>": 32,
     "attention_decode<float, 256>": 2,
-    "attention_backward_keys<float, 64, true>": 136,
-    "attention_backward_keys<float, 256, true>": 440,
 }
 #: Kernels of the backward may use it a little, since larger tiles repay it.
-BACKWARD_SPILLS = 100
+BACKWARD_SPILLS = 25
 
 
 def table(stem: str) -> dict[str, Any]:
