@@ -57,9 +57,9 @@ def _fused(request: dict[str, Any]) -> tuple[bool, str]:
     expected = fused(head_dim, "reference", seqlen, at.name, torch.float64)
     if not triton:
         return _near(fused(head_dim, request["backend"], seqlen, at.name), expected)
-    from tilewright.backends import triton_attention
+    from tilewright.backends import triton_attention_call
 
-    with mock.patch.object(triton_attention, "describe", wraps=triton_attention.describe) as described:
+    with mock.patch.object(triton_attention_call, "describe", wraps=triton_attention_call.describe) as described:
         right, words = _near(fused(head_dim, "triton", seqlen, at.name), expected)
     count = described.call_count
     return right and count > 0, f"{words}; {count} descriptors" if count else f"{words}; nothing was read by TMA"

@@ -148,10 +148,10 @@ def test_wrong_results_and_copies_by_pointers_are_noticed(monkeypatch: pytest.Mo
     monkeypatch.setattr(calls.exact, "distance", lambda found, expected: float("nan"))
     assert not checked("planes", "softmax")[0]
     # The interpreter's kernels are launched here, which read nothing by TMA when they are told not to.
-    from tilewright.backends import triton_attention
+    from tilewright.backends import triton_attention_call
 
     monkeypatch.undo()
-    monkeypatch.setattr(triton_attention, "describable", lambda t: False)
+    monkeypatch.setattr(triton_attention_call, "describable", lambda t: False)
     monkeypatch.setenv("TILEWRIGHT_GPU_REHEARSAL", "1")
     monkeypatch.setattr(calls, "FUSED_SEQLEN", 128)
     right, words = checked("fused by TMA", "64", "triton")

@@ -9,13 +9,12 @@ import subprocess
 import sys
 import tarfile
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu import kit, main, place, report, stages
+from gpu import main, place, stages
 from gpu.run import MARK, Outcome, Run, end_marked
 from gpu.stages import CALLS, Call, Stage
 
@@ -251,57 +250,3 @@ def test_only_what_carries_the_mark_is_ended() -> None:
     finally:
         other.kill()
         other.wait()
-
-
-def test_a_kit_fits_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "kit"
-    folder.mkdir()
-    described = {"python": kit.python_tag(), "sources": "now", "wheel": "tilewright-0.1.0-py3-none-any.whl"}
-
-    def unfit(**changed: str) -> str | None:
-        (folder / kit.DESCRIPTION).write_text(json.dumps({**described, **changed}))
-        return kit.unfit(folder, "now")
-
-    assert "there is no kit in" in (kit.unfit(folder, "now") or "")
-    assert (
-        unfit(python="cpython-39-linux-x86_64")
-        == f"the kit is for cpython-39-linux-x86_64, and this is {kit.python_tag()}"
-    )
-    assert unfit(sources="before") == "the kit was made from other sources than this checkout's"
-    assert unfit() == f"the kit lacks {described['wheel']}"
-    with zipfile.ZipFile(folder / described["wheel"], "w") as wheel:
-        wheel.writestr("tilewright/__init__.py", "")
-    peers = folder / kit.PEERS
-    peers.mkdir()
-    for name in ("one-1.0-py3-none-any", "two-2.0-cp39-cp39-manylinux_2_28_x86_64"):
-        with zipfile.ZipFile(peers / f"{name}.whl", "w") as wheel:
-            wheel.writestr(f"{name[:3]}.py", "")
-    assert unfit() is None
-    run = Run("contact", tmp_path, tmp_path / "work", 0.0, folder)
-    outcome = place.from_kit(run, "now")
-    assert (outcome.status, outcome.reason) == ("passed", "from the kit, beside one-1.0")
-    assert {f.name for f in place.site(run).iterdir()} == {"tilewright", "one.py"}
-
-
-def test_a_change_of_a_source_is_noticed_and_what_is_built_is_not(tmp_path: Path) -> None:
-    (tmp_path / "csrc").mkdir()
-    (tmp_path / "setup.py").write_text("1")
-    source = tmp_path / "csrc" / "a.cu"
-    source.write_text("1")
-    before = kit.digest(root=tmp_path)
-    (tmp_path / "csrc" / "a.so").write_text("built")
-    assert kit.digest(root=tmp_path) == before
-    source.write_text("2")
-    assert kit.digest(root=tmp_path) != before
-
-
-def test_figures_come_from_the_stage_that_had_most_beside_them() -> None:
-    def row(item: str, provider: str, status: str = "timed") -> dict[str, str]:
-        return {"item": item, "provider": provider, "status": status}
-
-    first = Outcome("passed", data={"rows": [row("a", "tilewright cuda"), row("b", "tilewright cuda")]})
-    second = [row("a", "tilewright cuda"), row("a", "flex"), row("b", "all", "not reached")]
-    found = report.rows({"calls": first, "compiled": Outcome("partial", data={"rows": second})})
-    assert [(r["item"], r["provider"]) for r in found] == [
-        ("a", "tilewright cuda"), ("a", "flex"), ("b", "tilewright cuda"),
-    ]  # fmt: skip

@@ -1,15 +1,18 @@
-"""`make gpu-kit` around its long steps: what has not changed is kept, and what went wrong is said."""
+"""`make gpu-kit` around its long steps: what has not changed is kept, and what went wrong is said. And whether a
+kit fits where it is taken."""
 
 from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu import kit, make_kit
+from gpu import kit, make_kit, place
+from gpu.run import Run
 
 
 @pytest.fixture
@@ -85,3 +88,45 @@ def test_without_a_python_312_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
     assert make_kit.python_312() == str(python)
+
+
+def test_a_kit_fits_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "kit"
+    folder.mkdir()
+    described = {"python": kit.python_tag(), "sources": "now", "wheel": "tilewright-0.1.0-py3-none-any.whl"}
+
+    def unfit(**changed: str) -> str | None:
+        (folder / kit.DESCRIPTION).write_text(json.dumps({**described, **changed}))
+        return kit.unfit(folder, "now")
+
+    assert "there is no kit in" in (kit.unfit(folder, "now") or "")
+    assert (
+        unfit(python="cpython-39-linux-x86_64")
+        == f"the kit is for cpython-39-linux-x86_64, and this is {kit.python_tag()}"
+    )
+    assert unfit(sources="before") == "the kit was made from other sources than this checkout's"
+    assert unfit() == f"the kit lacks {described['wheel']}"
+    with zipfile.ZipFile(folder / described["wheel"], "w") as wheel:
+        wheel.writestr("tilewright/__init__.py", "")
+    peers = folder / kit.PEERS
+    peers.mkdir()
+    for name in ("one-1.0-py3-none-any", "two-2.0-cp39-cp39-manylinux_2_28_x86_64"):
+        with zipfile.ZipFile(peers / f"{name}.whl", "w") as wheel:
+            wheel.writestr(f"{name[:3]}.py", "")
+    assert unfit() is None
+    run = Run("contact", tmp_path, tmp_path / "work", 0.0, folder)
+    outcome = place.from_kit(run, "now")
+    assert (outcome.status, outcome.reason) == ("passed", "from the kit, beside one-1.0")
+    assert {f.name for f in place.site(run).iterdir()} == {"tilewright", "one.py"}
+
+
+def test_a_change_of_a_source_is_noticed_and_what_is_built_is_not(tmp_path: Path) -> None:
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "setup.py").write_text("1")
+    source = tmp_path / "csrc" / "a.cu"
+    source.write_text("1")
+    before = kit.digest(root=tmp_path)
+    (tmp_path / "csrc" / "a.so").write_text("built")
+    assert kit.digest(root=tmp_path) == before
+    source.write_text("2")
+    assert kit.digest(root=tmp_path) != before

@@ -258,3 +258,15 @@ def test_a_measured_call_is_a_line() -> None:
         "0.5!",
     ]
     assert table[2] == "1 calls have no row: see their reasons in the result file"
+
+
+def test_figures_come_from_the_stage_that_had_most_beside_them() -> None:
+    def row(item: str, provider: str, status: str = "timed") -> dict[str, str]:
+        return {"item": item, "provider": provider, "status": status}
+
+    first = Outcome("passed", data={"rows": [row("a", "tilewright cuda"), row("b", "tilewright cuda")]})
+    second = [row("a", "tilewright cuda"), row("a", "flex"), row("b", "all", "not reached")]
+    found = report.rows({"calls": first, "compiled": Outcome("partial", data={"rows": second})})
+    assert [(r["item"], r["provider"]) for r in found] == [
+        ("a", "tilewright cuda"), ("a", "flex"), ("b", "tilewright cuda"),
+    ]  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tilewright as tw
-from tilewright.backends import triton_attention
+from tilewright.backends import triton_attention_call
 from tilewright.verify.case import Case
 from tilewright.verify.cases import attention, select_cases, varlen_attention
 from tilewright.verify.run import run_case
@@ -67,13 +67,13 @@ LONG = (
 def _described(case: Case, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The boxes that a run of ``case``, forward and backward, copies by TMA."""
     boxes: list[tuple[int, ...]] = []
-    describe = triton_attention.describe
+    describe = triton_attention_call.describe
 
     def spy(t: torch.Tensor, block: tuple[int, ...]) -> object:
         boxes.append(block)
         return describe(t, block)
 
-    monkeypatch.setattr(triton_attention, "describe", spy)
+    monkeypatch.setattr(triton_attention_call, "describe", spy)
     (record,) = run_case(case, ["triton"])
     assert record.status == "passed", record.problems
     return boxes

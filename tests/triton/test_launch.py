@@ -39,6 +39,7 @@ def test_a_chip_takes_the_table_that_its_shared_memory_and_generation_allow(
 def test_a_chip_that_is_too_old_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a T4 gets what Triton's compiler says about bfloat16."""
     on_gpu = SimpleNamespace(is_cpu=False, is_cuda=True, device=torch.device("cuda", 0), dtype=torch.float16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for capability, refused in (((7, 5), True), ((8, 0), False), ((12, 0), False)):
         chip = Chip("Tesla T4", capability, 40, 64 * 1024)
         monkeypatch.setattr(triton_backend.chips, "chip_of", lambda _device, chip=chip: chip)

@@ -66,6 +66,8 @@ def unsupported(call: Any) -> str | None:
         return "its tensors are on cpu; set TRITON_INTERPRET=1 to run Triton kernels there, in Triton's interpreter"
     if not first.is_cpu and not first.is_cuda:
         return f"its tensors are on {first.device.type}; Triton kernels run on cuda"
+    if first.is_cuda and not torch.cuda.is_available():  # of a call that is only described
+        return "its tensors are on cuda, and torch sees no CUDA device here"
     if first.is_cuda and chips.chip_of(first.device).capability < OLDEST_CHIP:
         chip = chips.chip_of(first.device)
         return (
