@@ -12,7 +12,7 @@ PYTHON_SOURCES := $(shell find python triton_kernels -name '*.py' -not -name _bu
 CPP_SOURCES := $(shell find csrc python/tilewright -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench gpu gpu-contact gpu-measure gpu-kit gpu-rehearsal sanitize mutants clean
+.PHONY: help demo test lint format bench gpu gpu-contact gpu-measure gpu-kit gpu-python gpu-rehearsal sanitize mutants clean
 
 help: ## Show these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -68,6 +68,9 @@ gpu-measure: ## On a GPU machine, four minutes: how fast, beside other implement
 # PYTHON312 is a Python 3.12; else one on PATH or of pyenv's is taken.
 gpu-kit: ## Prepare both: the package and Triton's cache, compiled here, in build/gpu-kit (an hour of processor time)
 	@$(PYTHON) benchmarks/gpu kit $(if $(PYTHON312),--python "$(PYTHON312)")
+
+gpu-python: ## The Python and torch that the kit is for, which the rehearsal in `make test` then takes (5 GB)
+	@$(PYTHON) benchmarks/gpu kit --environment $(if $(PYTHON312),--python "$(PYTHON312)")
 
 gpu-rehearsal: ## Both calls with the kit, without a GPU: everything runs, and nothing is measured
 	@$(PYTHON) benchmarks/gpu rehearse

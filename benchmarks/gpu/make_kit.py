@@ -22,6 +22,10 @@ from .run import ROOT, Progress, end_marked, process, processors, why, write_who
 #: What the machine has: its Python, and what decides over compiled kernels and their launchers.
 PYTHON, TORCH, TRITON = "3.12", "2.11.0", "3.6.0"
 
+#: Where everything is kept that a kit is made with; in it an environment with those, and what was installed there.
+WORK = ROOT / "build" / "gpu-kit-work"
+ENVIRONMENT, STAMP = f"python{PYTHON}", "installed.json"
+
 #: Beside those, what building the package and importing it takes. numpy: of Triton's and torch's own.
 NEEDED = ("numpy<2.4", "setuptools>=77", "wheel", "cmake", "ninja", "pybind11", "rich", "typer", "safetensors")
 
@@ -36,8 +40,8 @@ BUILD = {
     "TILEWRIGHT_CUDA_ARCHS": "90a",
     "NVCC_APPEND_FLAGS": "-lineinfo",
 }
-#: Of a rehearsal's kit for this Python: what a rehearsal runs, and what is compiled already.
-BUILD_CURRENT = {"TILEWRIGHT_CPU": "0", "TILEWRIGHT_CUDA": "0", "TILEWRIGHT_CUDA_EMULATED": "1"}
+#: Of a rehearsal's small kit: what a rehearsal runs, which is compiled in half a minute.
+BUILD_SMALL = {"TILEWRIGHT_CPU": "0", "TILEWRIGHT_CUDA": "0", "TILEWRIGHT_CUDA_EMULATED": "1"}
 
 #: A call compiles its kernels one after another, at most a minute each.
 SECONDS_A_CALL = 900.0
@@ -52,9 +56,12 @@ def main(arguments: Sequence[str]) -> int:
     work = given.work.resolve()
     for folder in (given.kit, work):
         folder.mkdir(parents=True, exist_ok=True)
-    made = Made(given.kit.resolve(), work, given.sample, given.current)
+    made = Made(given.kit.resolve(), work, given.sample, given.small)
     try:
-        python = made.python(given.python)
+        python = made.python(sys.executable, strict=False) if given.current else made.python(given.python)
+        if given.environment:
+            print(python)
+            return 0
         made.wheel(python)
         made.peers(python)
         failed = made.cache(python)
@@ -68,11 +75,13 @@ def main(arguments: Sequence[str]) -> int:
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python benchmarks/gpu kit", description=__doc__, epilog="See docs/gpu.md.")
     parser.add_argument("--kit", type=Path, default=kit.KIT, help="the folder")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu-kit-work", help="folder of what is kept")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of what is kept")
     parser.add_argument(
         "--python", help=f"a Python {PYTHON}, or one that has torch {TORCH} and triton {TRITON} already"
     )
-    parser.add_argument("--current", action="store_true", help="for this Python and its torch: a rehearsal's kit")
+    parser.add_argument("--environment", action="store_true", help=f"only a Python {PYTHON} with torch and triton")
+    parser.add_argument("--current", action="store_true", help="for this Python and its torch")
+    parser.add_argument("--small", action="store_true", help="with the emulator alone: a rehearsal's kit")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="what `--sample N` asks for: for rehearsals")
     return parser.parse_args(arguments)
 
@@ -80,8 +89,8 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 class Made:
     """What has been made so far, and how long each part took."""
 
-    def __init__(self, folder: Path, work: Path, sample: int, current: bool) -> None:
-        self.folder, self._work, self._sample, self._current = folder, work, sample, current
+    def __init__(self, folder: Path, work: Path, sample: int, small: bool) -> None:
+        self.folder, self._work, self._sample, self._small = folder, work, sample, small
         self._before: dict[str, Any] = {}
         with contextlib.suppress(ValueError):
             self._before = kit.describe(folder)
@@ -99,11 +108,10 @@ class Made:
         """Since the last time, of what decides over a part."""
         return all(self._found.get(n) is not None and self._found[n] == self._before.get(n) for n in names)
 
-    def python(self, asked: str | None) -> str:
-        """One that has what the machine has; with an environment of its own if need be."""
-        if self._current:
-            found = sys.executable
-        elif asked is not None and versions(asked) == {"torch": TORCH, "triton": TRITON}:
+    def python(self, asked: str | None, strict: bool = True) -> str:
+        """One that has what the machine has; with an environment of its own if need be. Not strict: the one asked for,
+        whatever it has."""
+        if asked is not None and (not strict or versions(asked) == {"torch": TORCH, "triton": TRITON}):
             found = asked
         else:
             found = self._environment(asked or python_312())
@@ -111,17 +119,16 @@ class Made:
         return found
 
     def _environment(self, base: str) -> str:
-        folder = self._work / f"python{PYTHON}"
+        prepared = environment(self._work)
+        if prepared is not None:
+            return prepared
+        folder, wanted = self._work / ENVIRONMENT, wanted_packages()
         python = str(folder / "bin" / "python")
-        wanted = [f"torch=={TORCH}", f"triton=={TRITON}", *NEEDED]
-        stamp = folder / "installed.json"
-        if stamp.exists() and json.loads(stamp.read_text()) == wanted:
-            return python
         with self._timed("environment"):
             shutil.rmtree(folder, ignore_errors=True)
             self._done("environment", [base, "-m", "venv", str(folder)])
             self._done("environment", [python, "-m", "pip", "--disable-pip-version-check", "install", *wanted])
-        stamp.write_text(json.dumps(wanted))
+        (folder / STAMP).write_text(json.dumps(wanted))
         return python
 
     def _done(self, log: str, command: Sequence[str], **env: str) -> None:
@@ -131,7 +138,7 @@ class Made:
             raise RuntimeError(f"{' '.join(command[:6])} ... failed:\n{end}")
 
     def wheel(self, python: str) -> None:
-        env = BUILD_CURRENT if self._current else BUILD
+        env = BUILD_SMALL if self._small else BUILD
         self._found |= {"build": env, "wheel": self._before.get("wheel")}
         same = self._unchanged("sources", "python", "build", "wheel")
         if same and (self.folder / self._found["wheel"]).exists():
@@ -150,7 +157,7 @@ class Made:
 
     def peers(self, python: str) -> None:
         """Other packages' wheels. One that cannot be fetched is left out: it is measured beside ours, and no part."""
-        if self._current:
+        if self._small:
             return
         folder = self.folder / kit.PEERS
         folder.mkdir(exist_ok=True)
@@ -226,6 +233,18 @@ def building(root: Path = ROOT) -> Iterator[None]:
     with (root / "build" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def wanted_packages() -> list[str]:
+    return [f"torch=={TORCH}", f"triton=={TRITON}", *NEEDED]
+
+
+def environment(work: Path = WORK) -> str | None:
+    """The Python that an earlier kit was made with, if it still has what is wanted."""
+    stamp = work / ENVIRONMENT / STAMP
+    if stamp.exists() and json.loads(stamp.read_text()) == wanted_packages():
+        return str(work / ENVIRONMENT / "bin" / "python")
+    return None
 
 
 def python_312() -> str:

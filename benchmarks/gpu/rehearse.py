@@ -20,23 +20,27 @@ CALLS = ("contact", "measure")
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python benchmarks/gpu rehearse", description=__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu-rehearsal", help="folder of everything")
-    parser.add_argument("--kit", type=Path, default=kit.KIT, help="folder of the kit, which is made first")
+    parser.add_argument("--kit", type=Path, help=f"folder of the kit, which is made first (default: {kit.KIT})")
     parser.add_argument("--python", help=f"a Python {make_kit.PYTHON}")
-    parser.add_argument("--current", action="store_true", help="with this Python and its torch, and a kit for them")
+    parser.add_argument("--small", action="store_true", help="with a kit of its own for the sample, made in a minute")
+    parser.add_argument("--current", action="store_true", help="small, with this Python and its torch")
     parser.add_argument("--sample", type=int, default=12, metavar="N", help="of every list only N")
     given = parser.parse_args(arguments)
-    if not given.current and given.python is None:
+    if not given.current:
         try:
-            given.python = make_kit.python_312()
+            given.python = given.python or make_kit.environment() or make_kit.python_312()
         except RuntimeError as error:
             print(f"{error}: the current Python serves instead", flush=True)
             given.current = True
+    small = given.small or given.current
+    if given.kit is None:
+        given.kit = given.work / "small-kit" if small else kit.KIT
+    made = ["--kit", str(given.kit), *(["--current"] if given.current else ["--python", given.python])]
+    if small:
+        made += ["--small", "--sample", str(given.sample), "--work", str(given.work / "kit-work")]
     if given.current:
         version = ".".join(map(str, sys.version_info[:2]))
         print(f"Python {version} and its torch stand in for {make_kit.PYTHON} and torch {make_kit.TORCH}", flush=True)
-    made = ["--kit", str(given.kit)] + (["--python", given.python] if given.python else [])
-    # A kit of its own has what the sample needs, and is made in a minute; the one for a GPU has everything.
-    made += ["--current", "--sample", str(given.sample), "--work", str(given.work / "kit")] if given.current else []
     if make_kit.main(made) != 0:
         return 1
     python = fresh_environment(make_kit.describe_python(given.kit), given.work / "python")

@@ -1,7 +1,7 @@
 """Both calls from end to end, without a GPU: a kit is made, unpacked in a fresh environment, and the very commands run
 that a GPU machine gets. It covers the lines of every stage and worker, Triton's compiler, cache and launchers, and the
-emulator. What it does not cover: a GPU, its driver and tools; the whole kit (`make gpu-rehearsal` has that); and, with
-this Python and this torch, what is different in those that the kit is for."""
+emulator, in the Python and torch that a kit is for where `make gpu-python` has prepared them, else in this one's. What
+it does not cover: a GPU, its driver and tools; and the whole kit (`make gpu-rehearsal` has that)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,33 @@ import re
 import subprocess
 import sys
 import tarfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gpu import make_kit
 from gpu.stages import CALLS
 
 pytest.importorskip("triton")
 pytest.importorskip("tilewright._cuda_emulated", reason="this build has no emulator", exc_type=ImportError)
 
 ROOT = Path(__file__).parents[2]
+CURRENT = (
+    f"Python {'.'.join(map(str, sys.version_info[:2]))} and its torch stand in for {make_kit.PYTHON} and torch "
+    f"{make_kit.TORCH}"
+)
 
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The folder of the results, and all that was printed."""
     folder = tmp_path_factory.mktemp("rehearsal")
-    words = ["rehearse", "--current", "--sample", "1", "--work", str(folder), "--kit", str(folder / "its-kit")]
+    python = make_kit.environment()
+    if python is None:
+        warnings.warn(f"{CURRENT}; `make gpu-python` prepares those", stacklevel=1)
+    served = ["--current"] if python is None else ["--python", python]
+    words = ["rehearse", "--small", *served, "--sample", "1", "--work", str(folder)]
     env = {n: v for n, v in os.environ.items() if n not in ("TRITON_INTERPRET", "PYTHONPATH")}
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu"), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=folder)
@@ -43,7 +53,7 @@ def result(out: Path, kind: str) -> dict[str, Any]:
 
 def test_every_stage_passes_and_every_kernel_comes_from_the_kit(rehearsed: Any) -> None:
     out, printed = rehearsed
-    assert f"Python 3.{sys.version_info.minor} and its torch stand in for" in printed
+    assert (CURRENT in printed) == (make_kit.environment() is None)
     for call, kind in (("contact", "contact"), ("measure", "bench")):
         found = result(out, kind)
         assert {n: s["status"] for n, s in found["stages"].items()} == dict.fromkeys(
