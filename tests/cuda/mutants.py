@@ -170,10 +170,10 @@ MUTANTS = (
         ("attention/length_130x257/float32",),
     ),
     Mutant(
-        "mask: tiles counted column by column are taken for row by row",
+        "mask: tiles are counted row by row, and their rows plane by plane",
         "attention_mask_gradient.cu",
         "const int row_tile = row % mask.row_tiles(), plane = row / mask.row_tiles();",
-        "const int plane = row % (mask.batch * mask.heads), row_tile = row / (mask.batch * mask.heads);",
+        "const int row_tile = row / (mask.batch * mask.heads), plane = row / mask.row_tiles();",
         ("attention/mask_long/float16",),
     ),
     Mutant(

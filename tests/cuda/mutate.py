@@ -84,10 +84,10 @@ def judge(module: Path, mutant: Mutant) -> tuple[str, str] | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="mutants whose description contains this; nothing is written")
+    parser.add_argument("--only", default="", help="mutants whose description contains this; other results stay")
     only = parser.parse_args().only
     chosen = [m for m in MUTANTS if only in m.what]
-    rows = []
+    rows = {row["what"]: row for row in json.loads(RESULTS.read_text())}
     with tempfile.TemporaryDirectory() as temporary:
         source, build = Path(temporary, "csrc"), Path(temporary, "build")
         shutil.copytree(ROOT / "csrc", source)
@@ -123,12 +123,12 @@ def main() -> int:
                 flush=True,
             )
             by, case = caught or ("nothing", "")
-            rows.append({"what": mutant.what, "file": mutant.file, "by": by, "case": case})
-    if not only:
-        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-        before, _, rest = PAGE.read_text().partition(MARKS[0])
-        PAGE.write_text(before + table(rows) + rest.partition(MARKS[1])[2])
-    return int(any(row["by"] == "nothing" for row in rows))
+            rows[mutant.what] = {"what": mutant.what, "file": mutant.file, "by": by, "case": case}
+    found = [rows[m.what] for m in MUTANTS if m.what in rows]
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    before, _, rest = PAGE.read_text().partition(MARKS[0])
+    PAGE.write_text(before + table(found) + rest.partition(MARKS[1])[2])
+    return int(any(row["by"] == "nothing" for row in found))
 
 
 def table(rows: list[dict[str, str]]) -> str:
