@@ -3,13 +3,15 @@
 ``cases OP``: every verification case of the op, as far as Triton's front end. Of the kernels as launched, those with
 the widest tiles and the most that is aligned are then compiled until their shared memory is known; others take less.
 ``planes N``: calls with N sequences and heads. ``refusals``: what the stand-in says to launches that a chip cannot do.
-``lengths``: what is compiled for calls of different lengths.
+``lengths``: what is compiled for calls of different lengths. ``tune``: whether what `tilewright tune` measures is
+launched.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +25,8 @@ from tilewright import stand_in
 from tilewright.stand_in import front_end
 from tilewright.triton_kernels.keys import functions
 from tilewright.triton_kernels.launch import grid
+from tilewright.tune.search import launching, pairs
+from tilewright.tune.workloads import Maker
 from tilewright.verify import planes
 from tilewright.verify.case import Case
 from tilewright.verify.cases import select_cases
@@ -137,6 +141,27 @@ def run_keys(*ops: str) -> dict[str, str]:
     return {f"{f.__module__}.{f.__name__}": f.cache_key for f in functions()}
 
 
+class Uninitialised(Maker):
+    """Numbers do not matter, and sizes (positions; elements) are as small as they can be for TMA and for loops."""
+
+    def size(self, full: int, tiny: int) -> int:
+        return min(full, 512 if full <= 16384 else 2**22)
+
+    def normal(self, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:
+        widened = (*shape[:-1], shape[-1] + (not self.aligned))
+        return torch.empty(widened, dtype=dtype)[..., : shape[-1]]
+
+
+def run_tune() -> dict[str, Any]:
+    """Of attention two head dims: what a key says of options is the same for all."""
+    stand_in.activate("sm_90")
+    front_end.front_end_only(lower=False)
+    of = [(k, key) for k, key in pairs("sm_90", [], [], []) if not re.match(r"\d,(16|32|128)\b", key)]
+    maker = Uninitialised(torch.device("cpu"))
+    found = {f"{kernel} {key}": launching(kernel, key, maker) for kernel, key in of}
+    return {"pairs": len(of), "wrong": [f"{n}: {reason}" for n, reason in found.items() if isinstance(reason, str)]}
+
+
 @triton.jit
 def hungry(x, SIZE: tl.constexpr):
     """As much in shared memory as SIZE says."""
@@ -179,5 +204,6 @@ if __name__ == "__main__":
         "lengths": run_lengths,
         "keys": run_keys,
         "refusals": run_refusals,
+        "tune": run_tune,
     }[sys.argv[1]]
     print(json.dumps(what(*sys.argv[2:])))

@@ -67,6 +67,13 @@ def test_other_lengths_batches_and_heads_compile_nothing_again() -> None:
         assert len(set(kernels)) == len(kernels), f"{op} compiled the same kernel again for another size: {kernels}"
 
 
+def test_what_tune_measures_is_launched_with_its_key() -> None:
+    """In the interpreter one key stands for many, so that only here a call of every key is seen."""
+    found = worker("tune")
+    assert not found["wrong"], "python/tilewright/tune/workloads.py:\n" + "\n".join(found["wrong"])
+    assert found["pairs"] > 100, found
+
+
 def test_what_was_launched_before_does_not_change_a_kernels_key() -> None:
     """Else a kernel is compiled again that another program, which began with another op, has compiled: seconds each."""
     one, other = worker("keys", "attention", "softmax", "ffn"), worker("keys", "ffn", "softmax", "attention")

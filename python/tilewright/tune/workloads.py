@@ -65,52 +65,82 @@ def _all(*runs: Run) -> Run:
     return lambda: tuple(t for run in runs for t in run())
 
 
+#: By what a key says of options (attention_table.LOADS): those of the calls that are measured, and those that a
+#: configuration has to serve too. The last is of a table with one key for all.
+_LOADS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "": ((), ("softcap",)),
+    ",some": (("mask",), ("mask", "softcap", "window")),
+    ",many": (("mask", "alibi", "softcap", "window"), ("mask", "alibi", "softcap", "window", "dropout")),
+    "all": ((), ("mask", "alibi", "softcap", "window", "dropout")),
+}
+
+
 def _attention(kernel: str, key: str, maker: Maker) -> Workload | str:
-    """Full and causal, since one configuration serves both. The key begins with bytes per element and head dim."""
-    numbers = [int(n) for n in re.findall(r"\d+", key)] or [2, 128]
-    dtype, head_dim = torch.bfloat16 if numbers[0] == 2 else torch.float32, numbers[1]
+    """Full and causal, since one configuration serves both. The key: see attention_table.table_key."""
+    size, width, load = re.fullmatch(r"(\d),(\d+)(,\w+|)", key).groups() if key else ("2", "128", "all")  # type: ignore[union-attr]
+    dtype, head_dim = torch.bfloat16 if size == "2" else torch.float32, int(width)
+    least, most = _LOADS[load]
+    if head_dim == 256 and load == "":  # a configuration for no option at all
+        most = ()
     if maker.tiny:
         head_dim = min(head_dim, 16)
     if kernel == "attention_decode":
-        return _decode(dtype, head_dim, maker)
+        return _decode(dtype, head_dim, least, most, maker)
     masked = kernel == "attention_backward_mask"
+    if masked:
+        least, most = (tuple(dict.fromkeys(("mask", *names))) for names in (least, most))
     seqlen = maker.size(1024 if masked else 4096, 70 if kernel == "attention_forward" else 40)
-    batch = maker.size((4096 if numbers[0] == 4 or masked else 16384) // seqlen, 1)
+    batch = maker.size((4096 if size == "4" or masked else 16384) // seqlen, 1)
     heads = maker.size(max(1, 2048 // head_dim), 2)
     leaves = tuple(maker.normal(batch, heads, seqlen, head_dim, dtype=dtype) for _ in range(3))
-    mask = maker.normal(1, 1, seqlen, seqlen, dtype=dtype)
-    slopes = torch.linspace(0.1, 0.5, heads, device=maker.device)
+    given = _options(dtype, seqlen, seqlen, heads, maker)
     forward = kernel == "attention_forward"
     if not forward:
         leaves = tuple(t.requires_grad_() for t in leaves)
-        mask.requires_grad_()
+        given["mask"].requires_grad_(masked)
 
-    def call(**options: Any) -> Run:
+    def call(names: tuple[str, ...], causal: str | None = None) -> Run:
+        options = {_ARGUMENTS[n]: given[n] for n in names}
+
         def run() -> tuple[Tensor, ...]:
-            out = attention(*leaves, **options, backend="triton")
+            torch.manual_seed(1)  # what dropout drops is the same each time
+            out = attention(*leaves, **options, causal=causal, backend="triton")
             assert isinstance(out, Tensor)
             return (out,)
 
         if forward:
             return run
-        wanted = (*leaves, options["mask"]) if "mask" in options else leaves
-        return _train(run()[0], wanted)
+        return _train(run()[0], (*leaves, options["mask"]) if masked else leaves)
 
-    everything = call(mask=mask, alibi_slopes=slopes, softcap=20.0, window=(seqlen // 2, None), causal="top_left")
-    dropped = call(dropout_p=0.2, causal="bottom_right") if not forward else everything  # its mask is kept by the graph
-    if masked:
-        return Workload(_all(call(mask=mask), call(mask=mask, causal="top_left")), everything)
-    return Workload(_all(call(), call(causal="top_left")), _all(everything, dropped))
+    return Workload(_all(call(least), call(least, "top_left")), _all(call(most), call(most, "bottom_right")))
 
 
-def _decode(dtype: torch.dtype, head_dim: int, maker: Maker) -> Workload:
+#: What _options makes, as the ops call it.
+_ARGUMENTS = {
+    "mask": "mask", "alibi": "alibi_slopes", "softcap": "softcap", "window": "window", "dropout": "dropout_p",
+}  # fmt: skip
+
+
+def _options(dtype: torch.dtype, seqlen_q: int, seqlen_k: int, heads: int, maker: Maker) -> dict[str, Any]:
+    return {
+        "mask": maker.normal(1, 1, seqlen_q, seqlen_k, dtype=dtype),
+        "alibi": torch.linspace(0.1, 0.5, heads, device=maker.device),
+        "softcap": 20.0,
+        "window": (seqlen_k // 2, None),
+        "dropout": 0.2,
+    }
+
+
+def _decode(dtype: torch.dtype, head_dim: int, least: tuple[str, ...], most: tuple[str, ...], maker: Maker) -> Workload:
     batch, heads, heads_kv, keys = (32, 32, 8, 4096) if not maker.tiny else (2, 4, 2, 300)
     q = maker.normal(batch, heads, 1, head_dim, dtype=dtype)
     caches = [maker.normal(batch, heads_kv, keys, head_dim, dtype=dtype) for _ in range(2)]
     lengths = torch.full((batch,), keys, dtype=torch.int32, device=maker.device)
-    mask = maker.normal(1, 1, 1, keys, dtype=dtype)
+    given = _options(dtype, 1, keys, heads, maker)
 
-    def call(**options: Any) -> Run:
+    def call(names: tuple[str, ...]) -> Run:
+        options = {_ARGUMENTS[n]: given[n] for n in names if n != "dropout"}
+
         def run() -> tuple[Tensor, ...]:
             out = kvcache_attention(q, *caches, cache_seqlens=lengths, **options, backend="triton")
             assert isinstance(out, Tensor)
@@ -118,7 +148,7 @@ def _decode(dtype: torch.dtype, head_dim: int, maker: Maker) -> Workload:
 
         return run
 
-    return Workload(call(), call(mask=mask, softcap=20.0, window=(keys // 2, 0)))
+    return Workload(call(least), call(most))
 
 
 def _softmax(kernel: str, key: str, maker: Maker) -> Workload | str:
@@ -162,7 +192,8 @@ def _ffn(kernel: str, key: str, maker: Maker) -> Workload | str:
     dtype = torch.float32 if "fp32" in key else torch.bfloat16
     many = _MANY_FLOAT32 if dtype == torch.float32 else _MANY
     rows, features, hidden = (_FEW.get(kernel, _FEW_WHOLE) if few else many)[maker.tiny]
-    gated, backward = kernel.endswith("gated"), "gradient" in kernel or kernel == "ffn_drop"
+    gated = kernel.endswith("gated")
+    backward = "gradient" in kernel or kernel == "ffn_drop" or (kernel == "ffn_product" and not few)
     inner = 2 * hidden if gated else hidden
     x = maker.normal(rows, features, dtype=dtype)
     w_in = maker.normal(inner, features, dtype=dtype, scale=features**-0.5)
@@ -191,8 +222,12 @@ def keys(kernel: str, own: Iterable[str], known: Iterable[str]) -> list[str]:
 
     An entry for every other key is tuned for each of those by itself: what is fast for one may not run for another.
     """
-    if kernel.startswith("softmax") or kernel == "ffn_drop":
+    if kernel.startswith("softmax"):  # a row of one element lies as it would if it were not across
+        return [k for k in own if k != "across 1"]
+    if kernel == "ffn_drop":
         return list(own)
+    if kernel == "attention_backward_mask":  # a mask is an option by itself
+        return [k for k in known if k.count(",") == 2]
     return [k for k in known if k and (k.startswith("small") or not kernel.endswith("_parts"))]
 
 
