@@ -55,8 +55,9 @@ _logged: set[tuple[str, str, str]] = set()
 
 
 def order(op_name: str, device: torch.device) -> Order | None:
-    """Which of a GPU's backends comes first for an op, or None where there is nothing to choose."""
-    if device.type != "cuda":
+    """Which of a GPU's backends comes first for an op, or None where there is nothing to choose (on another device, or
+    for a call that is only described)."""
+    if device.type != "cuda" or not torch.cuda.is_available():
         return None
     capability = chip_of(device).capability
     return next((o for o in ORDERS.get(op_name, ()) if capability >= o.capability), None)

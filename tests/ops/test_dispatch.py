@@ -134,6 +134,7 @@ def chip(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], torch
 
     def make(major: int, minor: int) -> torch.device:
         dispatch.candidates.cache_clear()
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(dispatch, "chip_of", lambda _device: Chip("a GPU", (major, minor), 100, 2**17))
         return torch.device("cuda", 0)
 

@@ -43,10 +43,12 @@ def test_a_chip_that_is_too_old_is_refused_in_words(monkeypatch: pytest.MonkeyPa
     for capability, refused in (((7, 5), True), ((8, 0), False), ((12, 0), False)):
         chip = Chip("Tesla T4", capability, 40, 64 * 1024)
         monkeypatch.setattr(triton_backend.chips, "chip_of", lambda _device, chip=chip: chip)
+        triton_backend.why_not_on.cache_clear()
         reason = triton_backend.unsupported((on_gpu,))
         assert (reason is not None) == refused, (capability, reason)
         if refused:
             assert "Tesla T4 of compute capability 7.5" in reason and "8.0 or later" in reason
+    triton_backend.why_not_on.cache_clear()
 
 
 def test_grids_that_no_chip_takes_are_refused() -> None:

@@ -60,20 +60,29 @@ def on_device(t: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+@functools.cache
+def why_not_on(device: torch.device) -> str | None:
+    """Why kernels cannot run on this GPU. Cached: asking for it takes as long as all other checks of a call."""
+    if not torch.cuda.is_available():  # of a call that is only described
+        return "its tensors are on cuda, and torch sees no CUDA device here"
+    chip = chips.chip_of(device)
+    if chip.capability >= OLDEST_CHIP:
+        return None
+    return (
+        f"its tensors are on a {chip.name} of compute capability {'.'.join(map(str, chip.capability))}; Triton "
+        f"kernels need {'.'.join(map(str, OLDEST_CHIP))} or later"
+    )
+
+
 def unsupported(call: Any) -> str | None:
     first = call[0]
     if first.is_cpu and not takes_cpu_tensors():
         return "its tensors are on cpu; set TRITON_INTERPRET=1 to run Triton kernels there, in Triton's interpreter"
     if not first.is_cpu and not first.is_cuda:
         return f"its tensors are on {first.device.type}; Triton kernels run on cuda"
-    if first.is_cuda and not torch.cuda.is_available():  # of a call that is only described
-        return "its tensors are on cuda, and torch sees no CUDA device here"
-    if first.is_cuda and chips.chip_of(first.device).capability < OLDEST_CHIP:
-        chip = chips.chip_of(first.device)
-        return (
-            f"its tensors are on a {chip.name} of compute capability {'.'.join(map(str, chip.capability))}; Triton "
-            f"kernels need {'.'.join(map(str, OLDEST_CHIP))} or later"
-        )
+    unfit = why_not_on(first.device) if first.is_cuda else None
+    if unfit is not None:
+        return unfit
     if first.dtype == torch.float64:
         return "its tensors are float64; Triton kernels take float32, float16 and bfloat16"
     return None
