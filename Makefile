@@ -66,7 +66,7 @@ gpu-measure: ## On a GPU machine, four minutes: how fast, beside other implement
 	@$(GPU_PYTHON) benchmarks/gpu measure --out "$(OUT)" $(if $(LONG),--long)
 
 # PYTHON312 is a Python 3.12; else one on PATH or of pyenv's is taken.
-gpu-kit: ## Prepare both: the package and Triton's cache, compiled here, in build/gpu-kit (an hour of processor time)
+gpu-kit: ## Prepare both: the package and Triton's cache, compiled here, in build/gpu-kit (half an hour of processor time)
 	@$(PYTHON) benchmarks/gpu kit $(if $(PYTHON312),--python "$(PYTHON312)")
 
 gpu-python: ## The Python and torch that the kit is for, which the rehearsal in `make test` then takes (5 GB)
