@@ -34,9 +34,10 @@ demo: $(if $(wildcard $(DEV_STAMP)),$(DEV_STAMP),$(USER_STAMP)) ## Verify, train
 	$(BIN)/tilewright demo
 
 # Two workers with a thread each: OpenMP threads of two processes on the same cores spin against each other. Tests of
-# threading set the number themselves. A file stays on one worker, since building in two of them would collide.
+# threading set the number themselves. A file stays on one worker, since building in two of them would collide; files in
+# the order that tests/conftest.py gives them.
 test: $(DEV_STAMP) ## Every test that needs no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(DEV_STAMP) ## Style, types and formatting
 	$(BIN)/ruff check .

@@ -19,6 +19,13 @@ if not torch.cuda.is_available():
 # Launch configurations that somebody has tuned on this machine are no part of what is tested.
 os.environ["TILEWRIGHT_TUNED"] = "off"
 
+#: A file's tests run in one process, one after another: these take minutes, and begin before all others.
+LONGEST = ("test_front_end.py", "test_gpu_rehearsal.py", "test_packaging.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(autouse=True)
 def _fixed_start(monkeypatch: pytest.MonkeyPatch) -> None:

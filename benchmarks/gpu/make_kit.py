@@ -16,18 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import kit
+from . import kit, pythons
+from .pythons import ENVIRONMENT, PYTHON, STAMP, TORCH, TRITON, WORK
 from .run import ROOT, Progress, end_marked, process, processors, why, write_whole
-
-#: What the machine has: its Python, and what decides over compiled kernels and their launchers.
-PYTHON, TORCH, TRITON = "3.12", "2.11.0", "3.6.0"
-
-#: Where everything is kept that a kit is made with; in it an environment with those, and what was installed there.
-WORK = ROOT / "build" / "gpu-kit-work"
-ENVIRONMENT, STAMP = f"python{PYTHON}", "installed.json"
-
-#: Beside those, what building the package and importing it takes. numpy: of Triton's and torch's own.
-NEEDED = ("numpy<2.4", "setuptools>=77", "wheel", "cmake", "ninja", "pybind11", "rich", "typer", "safetensors")
 
 #: Of other packages, what is measured beside ours and is small: pure Python.
 SMALL_PEERS = ("liger-kernel",)
@@ -111,18 +102,18 @@ class Made:
     def python(self, asked: str | None, strict: bool = True) -> str:
         """One that has what the machine has; with an environment of its own if need be. Not strict: the one asked for,
         whatever it has."""
-        if asked is not None and (not strict or versions(asked) == {"torch": TORCH, "triton": TRITON}):
+        if asked is not None and (not strict or pythons.versions(asked) == {"torch": TORCH, "triton": TRITON}):
             found = asked
         else:
-            found = self._environment(asked or python_312())
-        self._found |= {"python": tag_of(found), **versions(found)}
+            found = self._environment(asked or pythons.python_312())
+        self._found |= {"python": pythons.tag_of(found), **pythons.versions(found)}
         return found
 
     def _environment(self, base: str) -> str:
-        prepared = environment(self._work)
+        prepared = pythons.environment(self._work)
         if prepared is not None:
             return prepared
-        folder, wanted = self._work / ENVIRONMENT, wanted_packages()
+        folder, wanted = self._work / ENVIRONMENT, pythons.wanted_packages()
         python = str(folder / "bin" / "python")
         with self._timed("environment"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -235,49 +226,9 @@ def building(root: Path = ROOT) -> Iterator[None]:
         yield
 
 
-def wanted_packages() -> list[str]:
-    return [f"torch=={TORCH}", f"triton=={TRITON}", *NEEDED]
-
-
-def environment(work: Path = WORK) -> str | None:
-    """The Python that an earlier kit was made with, if it still has what is wanted."""
-    stamp = work / ENVIRONMENT / STAMP
-    if stamp.exists() and json.loads(stamp.read_text()) == wanted_packages():
-        return str(work / ENVIRONMENT / "bin" / "python")
-    return None
-
-
-def python_312() -> str:
-    """On PATH, or of pyenv's."""
-    name = f"python{PYTHON}"
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    for candidate in (shutil.which(name), *sorted(map(str, pyenv.glob(f"{PYTHON}.*/bin/{name}")), reverse=True)):
-        if candidate and subprocess.run([candidate, "-c", ""], capture_output=True, check=False).returncode == 0:
-            return candidate
-    raise RuntimeError(f"no {name} was found (looked on PATH and in {pyenv}); name one with --python")
-
-
 def describe_python(folder: Path) -> str:
     """The Python that a kit was made with."""
     return str(kit.describe(folder)["made_with"])
-
-
-def versions(python: str) -> dict[str, str | None]:
-    """Of torch, without what it was built for, and of Triton."""
-    code = (
-        "import importlib.metadata as m, json\n"
-        "def v(n):\n"
-        "  try: return m.version(n).split('+')[0]\n"
-        "  except m.PackageNotFoundError: return None\n"
-        "print(json.dumps({n: v(n) for n in ('torch', 'triton')}))"
-    )
-    return dict(json.loads(subprocess.run([python, "-c", code], capture_output=True, check=True).stdout))
-
-
-def tag_of(python: str) -> str:
-    folder = str(Path(__file__).parents[1])
-    code = f"import sys; sys.path.insert(0, {folder!r}); from gpu import kit; print(kit.python_tag())"
-    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def compile_all(python: str, env: dict[str, str], log: Path, events: Path, sample: int) -> list[str]:

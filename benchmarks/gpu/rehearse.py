@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import kit, make_kit
+from . import kit, make_kit, pythons
 from .run import ROOT
 
 CALLS = ("contact", "measure")
@@ -21,14 +21,14 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python benchmarks/gpu rehearse", description=__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu-rehearsal", help="folder of everything")
     parser.add_argument("--kit", type=Path, help=f"folder of the kit, which is made first (default: {kit.KIT})")
-    parser.add_argument("--python", help=f"a Python {make_kit.PYTHON}")
+    parser.add_argument("--python", help=f"a Python {pythons.PYTHON}")
     parser.add_argument("--small", action="store_true", help="with a kit of its own for the sample, made in a minute")
     parser.add_argument("--current", action="store_true", help="small, with this Python and its torch")
     parser.add_argument("--sample", type=int, default=12, metavar="N", help="of every list only N")
     given = parser.parse_args(arguments)
     if not given.current:
         try:
-            given.python = given.python or make_kit.environment() or make_kit.python_312()
+            given.python = given.python or pythons.environment() or pythons.python_312()
         except RuntimeError as error:
             print(f"{error}: the current Python serves instead", flush=True)
             given.current = True
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         made += ["--small", "--sample", str(given.sample), "--work", str(given.work / "kit-work")]
     if given.current:
         version = ".".join(map(str, sys.version_info[:2]))
-        print(f"Python {version} and its torch stand in for {make_kit.PYTHON} and torch {make_kit.TORCH}", flush=True)
+        print(f"Python {version} and its torch stand in for {pythons.PYTHON} and torch {pythons.TORCH}", flush=True)
     if make_kit.main(made) != 0:
         return 1
     python = fresh_environment(make_kit.describe_python(given.kit), given.work / "python")

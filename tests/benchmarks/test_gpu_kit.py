@@ -4,6 +4,7 @@ kit fits where it is taken."""
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu import kit, make_kit, place
+from gpu import kit, make_kit, place, pythons
 from gpu.run import Run
 
 
@@ -43,8 +44,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
     monkeypatch.setattr(make_kit.Made, "_done", done)
     monkeypatch.setattr(make_kit, "compile_all", compile_all)
     monkeypatch.setattr(make_kit, "pack", pack)
-    monkeypatch.setattr(make_kit, "versions", lambda python: {"torch": make_kit.TORCH, "triton": make_kit.TRITON})
-    monkeypatch.setattr(make_kit.subprocess, "run", lambda *a, **k: type("Done", (), {"stdout": "cpython-312-x"}))
+    monkeypatch.setattr(pythons, "versions", lambda python: {"torch": pythons.TORCH, "triton": pythons.TRITON})
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: type("Done", (), {"stdout": "cpython-312-x"}))
     monkeypatch.setattr(
         kit, "digest", lambda names=kit.SOURCES: digests["sources" if names == kit.SOURCES else "lists"]
     )
@@ -62,7 +63,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
 def test_what_has_not_changed_is_kept(make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert make() == (0, ["wheel", "peers", "compile"])
     described = json.loads((tmp_path / "kit" / kit.DESCRIPTION).read_text())
-    assert (described["python"], described["torch"], described["kernels"]) == ("cpython-312-x", make_kit.TORCH, 3)
+    assert (described["python"], described["torch"], described["kernels"]) == ("cpython-312-x", pythons.TORCH, 3)
     assert "in total" not in capsys.readouterr().err
     assert make() == (0, [])
     assert make(lists="2") == (0, ["compile"]), "other calls, the same package"
@@ -83,11 +84,11 @@ def test_without_a_python_312_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"no python3\.12 was found .* name one with --python"):
-        make_kit.python_312()
+        pythons.python_312()
     python = tmp_path / "versions" / "3.12.1" / "bin" / "python3.12"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
-    assert make_kit.python_312() == str(python)
+    assert pythons.python_312() == str(python)
 
 
 def test_a_kit_fits_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

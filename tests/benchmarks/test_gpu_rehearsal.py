@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu import make_kit
+from gpu import pythons
 from gpu.stages import CALLS
 
 pytest.importorskip("triton")
@@ -24,8 +24,8 @@ pytest.importorskip("tilewright._cuda_emulated", reason="this build has no emula
 
 ROOT = Path(__file__).parents[2]
 CURRENT = (
-    f"Python {'.'.join(map(str, sys.version_info[:2]))} and its torch stand in for {make_kit.PYTHON} and torch "
-    f"{make_kit.TORCH}"
+    f"Python {'.'.join(map(str, sys.version_info[:2]))} and its torch stand in for {pythons.PYTHON} and torch "
+    f"{pythons.TORCH}"
 )
 
 
@@ -33,7 +33,7 @@ CURRENT = (
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The folder of the results, and all that was printed."""
     folder = tmp_path_factory.mktemp("rehearsal")
-    python = make_kit.environment()
+    python = pythons.environment()
     if python is None:
         warnings.warn(f"{CURRENT}; `make gpu-python` prepares those", stacklevel=1)
     served = ["--current"] if python is None else ["--python", python]
@@ -53,7 +53,7 @@ def result(out: Path, kind: str) -> dict[str, Any]:
 
 def test_every_stage_passes_and_every_kernel_comes_from_the_kit(rehearsed: Any) -> None:
     out, printed = rehearsed
-    assert (CURRENT in printed) == (make_kit.environment() is None)
+    assert (CURRENT in printed) == (pythons.environment() is None)
     for call, kind in (("contact", "contact"), ("measure", "bench")):
         found = result(out, kind)
         assert {n: s["status"] for n, s in found["stages"].items()} == dict.fromkeys(
