@@ -132,7 +132,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python benchmarks/gpu",
         description=__doc__,
-        epilog="\n".join(["stages, with their limits:", *described(), "", "See docs/gpu.md."]),
+        epilog="\n".join(
+            ["stages, with their limits:", *described(), "", "Also: kit, rehearse (each has --help). See docs/gpu.md."]
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("call", choices=list(CALLS))

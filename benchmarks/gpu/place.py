@@ -4,12 +4,13 @@ Python."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
 
 from . import kit
-from .run import ROOT, Outcome, Run, process, tail
+from .run import ROOT, Outcome, Run, process
 
 #: A build on the machine may take so long; it is no part of the call's own time.
 SECONDS_TO_BUILD = 240.0
@@ -52,4 +53,11 @@ def by_building(run: Run, because: str) -> Outcome:
     if code == 0:
         return Outcome("passed", f"built here, since {because}")
     ended = f"stopped at its limit of {SECONDS_TO_BUILD:.0f} s" if code is None else f"exit code {code}"
-    return Outcome("failed", f"{because}, and building it here ended: {ended}: {tail(run.work / 'build.log')}")
+    return Outcome("failed", f"{because}, and building it here ended: {ended}: {why(run.work / 'build.log')}")
+
+
+def why(log: Path) -> str:
+    """Of a failed build, the first line that names an error which is not pip's own."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [n for n in lines if re.search(r"\berror: |No module", n) and "subprocess" not in n]
+    return errors[0][:300] if errors else (lines or ["it printed nothing"])[-1][:300]

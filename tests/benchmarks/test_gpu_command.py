@@ -42,7 +42,7 @@ elif told == "raise":
 elif told == "hang":
     save("partial")
     # In a session of its own, as workers are.
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    subprocess.Popen([sys.executable, "-c", f"import time; time.sleep(600)  # {work}"], start_new_session=True)
     time.sleep(600)
 """
 
@@ -108,7 +108,7 @@ def test_without_a_gpu_it_says_so_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_stage_that_hangs_costs_its_limit_and_no_more(call: str, command: Any) -> None:
+def test_a_stage_that_hangs_costs_its_limit_and_no_more(call: str, command: Any, tmp_path: Path) -> None:
     """Every stage of the call, with a child in another session."""
     names = [s.name for s in CALLS[call].stages]
     begin = time.monotonic()
@@ -118,7 +118,8 @@ def test_a_stage_that_hangs_costs_its_limit_and_no_more(call: str, command: Any)
         assert found["stages"][name]["status"] == "partial", found["stages"][name]
         assert "stopped at its limit of 1 s; until then found" in found["stages"][name]["reason"]
     assert code == 0, "nothing was wrong until then"
-    sleeping = [p for p in Path("/proc").glob("[0-9]*") if b"time.sleep(600)" in read(p / "cmdline")]
+    mine = f"time.sleep(600)  # {tmp_path}".encode()
+    sleeping = [p for p in Path("/proc").glob("[0-9]*") if mine in read(p / "cmdline")]
     assert not sleeping, f"still running: {sleeping}"
 
 

@@ -131,3 +131,26 @@ def test_a_change_of_a_source_is_noticed_and_what_is_built_is_not(tmp_path: Path
     assert kit.digest(root=tmp_path) == before
     source.write_text("2")
     assert kit.digest(root=tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("/usr/bin/python3: No module named pip\n", "/usr/bin/python3: No module named pip"),
+        (
+            "  Preparing metadata: finished with status 'error'\n  error: subprocess-exited-with-error\n\n"
+            "      configuration error: `project.license` must be one of:\nerror: metadata-generation-failed\n"
+            "hint: See above for details.\n",
+            "configuration error: `project.license` must be one of:",
+        ),
+        (
+            '/a.cu(7): error: expected a ";"\n2 errors\nhint: See above for details.\n',
+            '/a.cu(7): error: expected a ";"',
+        ),
+        ("Killed\n", "Killed"),
+        ("", "it printed nothing"),
+    ],
+)
+def test_a_build_that_fails_says_why(log: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "build.log").write_text(log)
+    assert place.why(tmp_path / "build.log") == reason
