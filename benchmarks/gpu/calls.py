@@ -73,9 +73,9 @@ def _planes(request: dict[str, Any]) -> tuple[bool, str]:
 
 
 def _prepared(request: dict[str, Any], seed: int = 0) -> Any:
-    from tilewright.verify.cases import CASES
+    from tilewright.verify.cases import find_case
 
-    return prepare(next(c for c in CASES if c.id == request["subject"]), request["backend"], seed)
+    return prepare(find_case(request["subject"]), request["backend"], seed)
 
 
 def _apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from . import kit, pythons
 from .pythons import ENVIRONMENT, PYTHON, STAMP, TORCH, TRITON, WORK
-from .run import ROOT, Progress, end_marked, process, processors, why, write_whole
+from .run import CACHE_LOG, MARK, ROOT, Progress, end_marked, process, processors, why, write_whole
 
 #: Of other packages, what is measured beside ours and is small: pure Python.
 SMALL_PEERS = ("liger-kernel",)
@@ -172,7 +172,7 @@ class Made:
         shutil.rmtree(site, ignore_errors=True)
         log.unlink(missing_ok=True)
         subprocess.run([python, "-m", "zipfile", "-e", str(self.folder / self._found["wheel"]), str(site)], check=True)
-        events = self._work / "cache.jsonl"
+        events = self._work / CACHE_LOG
         events.unlink(missing_ok=True)
         mark = f"{os.getpid()}-kit"
         env = {
@@ -187,7 +187,7 @@ class Made:
         env.pop("TRITON_INTERPRET", None)
         with self._timed("Triton's cache"):
             try:
-                failed = compile_all(python, env | {"TILEWRIGHT_GPU_STAGE": mark}, log, events, self._sample)
+                failed = compile_all(python, env | {MARK: mark}, log, events, self._sample)
             finally:
                 end_marked(mark)
         with self._timed("packing"):

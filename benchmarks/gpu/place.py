@@ -53,10 +53,10 @@ def by_building(run: Run, because: str) -> Outcome:
     if code == 0:
         return Outcome("passed", f"built here, since {because}")
     ended = f"stopped at its limit of {SECONDS_TO_BUILD:.0f} s" if code is None else f"exit code {code}"
-    return Outcome("failed", f"{because}, and building it here ended: {ended}: {why(run.work / 'build.log')}")
+    return Outcome("failed", f"{because}, and building it here ended: {ended}: {why_it_failed(run.work / 'build.log')}")
 
 
-def why(log: Path) -> str:
+def why_it_failed(log: Path) -> str:
     """Of a failed build, the first line that names an error which is not pip's own."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [n for n in lines if re.search(r"\berror: |No module", n) and "subprocess" not in n]

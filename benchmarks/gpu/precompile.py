@@ -3,6 +3,7 @@ on tensors whose numbers do not matter."""
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from tilewright.bench.items import OPS, all_items
 from tilewright.bench.measure import OURS, Bench
 from tilewright.bench.worker import find_item
 from tilewright.verify import planes
-from tilewright.verify.cases import CASES
+from tilewright.verify.cases import CASES, find_case
 from tilewright.verify.run import results
 
 from . import calls, candidates, checks, counters
@@ -34,21 +35,18 @@ def precompile(request: dict[str, Any]) -> dict[str, Any]:
     """ "list": the requests to make. Or one of them: a call, which is launched once."""
     if request["what"] == "list":
         return {"requests": requests(request["sample"])}
-    _activated(request["log"])
+    _activate(request["log"])
     KINDS[request["what"]](request["subject"])
     return {}
 
 
-_active: list[str] = []
+@functools.cache
+def _activate(log: str) -> None:
+    """Once in a process."""
+    from .cache import watch
 
-
-def _activated(log: str) -> None:
-    if not _active:
-        from .cache import watch
-
-        watch(Path(log))
-        stand_in.activate(CHIP)
-        _active.append(CHIP)
+    watch(Path(log))
+    stand_in.activate(CHIP)
 
 
 def requests(sample: int = 0) -> list[dict[str, Any]]:
@@ -124,7 +122,7 @@ def _planes(name: str) -> None:
 
 
 KINDS: dict[str, Callable[[Any], object]] = {
-    "case": lambda name: results(next(c for c in CASES if c.id == name), "triton"),
+    "case": lambda name: results(find_case(name), "triton"),
     "fused": lambda head_dim: calls.fused(head_dim, "triton", calls.FUSED_SEQLEN, "cpu"),
     "planes": _planes,
     "item": _item,

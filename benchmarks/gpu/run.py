@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: In the environment of everything that a stage starts, so that all of it can be found and ended.
 MARK = "TILEWRIGHT_GPU_STAGE"
+#: What workers have asked Triton's cache for, beside the folder that Triton is told to use: see cache.py.
+CACHE_LOG = "cache.jsonl"
 #: In the environment of a rehearsal's workers: rehearsal.py then takes the GPU's place.
 REHEARSAL = "TILEWRIGHT_GPU_REHEARSAL"
 
@@ -86,7 +88,7 @@ class Run:
     @property
     def cache_log(self) -> Path:
         """A line for each kernel that a worker has found in Triton's cache, or not: see cache.py."""
-        return self.work / "cache.jsonl"
+        return self.cache.parent / CACHE_LOG
 
     def some(self, listed: Sequence[Any]) -> list[Any]:
         return some(listed, self.sample)

@@ -10,10 +10,7 @@ from typing import Any
 from tilewright.bench import worker
 from tilewright.bench.worker import Send
 
-from .run import REHEARSAL
-
-#: Where Run.cache_log and the kit's index are, seen from the folder that Triton is told to use.
-_CACHE_LOG, _INDEX = "../cache.jsonl", "index.json"
+from .run import CACHE_LOG, REHEARSAL
 
 
 def prepare() -> None:
@@ -23,9 +20,9 @@ def prepare() -> None:
 
         begin()
     folder = Path(os.environ["TRITON_CACHE_DIR"])
-    from .cache import watch
+    from .cache import INDEX, watch
 
-    watch(folder / _CACHE_LOG, folder / _INDEX)
+    watch(folder.parent / CACHE_LOG, folder / INDEX)
 
 
 def serve() -> None:
@@ -87,20 +84,20 @@ def _case(request: dict[str, Any], send: Send) -> dict[str, Any]:
 
 
 def _run_case(name: str, backend: str) -> Any:
-    from tilewright.verify.cases import CASES
+    from tilewright.verify.cases import find_case
     from tilewright.verify.run import run_case
 
-    return run_case(next(c for c in CASES if c.id == name), [backend])[0]
+    return run_case(find_case(name), [backend])[0]
 
 
 def _outputs(request: dict[str, Any], send: Send) -> dict[str, Any]:
     """What a backend returns on a case, into a file."""
     import torch
 
-    from tilewright.verify.cases import CASES
+    from tilewright.verify.cases import find_case
     from tilewright.verify.run import results
 
-    found = results(next(c for c in CASES if c.id == request["case"]), request["backend"])
+    found = results(find_case(request["case"]), request["backend"])
     torch.save({n: t.cpu() for n, t in found.items()}, request["to"])
     return {"written": sorted(found)}
 

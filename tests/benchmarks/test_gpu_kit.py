@@ -153,4 +153,4 @@ def test_a_change_of_a_source_is_noticed_and_what_is_built_is_not(tmp_path: Path
 )
 def test_a_build_that_fails_says_why(log: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "build.log").write_text(log)
-    assert place.why(tmp_path / "build.log") == reason
+    assert place.why_it_failed(tmp_path / "build.log") == reason

@@ -11,7 +11,7 @@ import tilewright as tw
 from tilewright.catalog import OPS
 from tilewright.registry import backends
 from tilewright.verify.case import DTYPES, GUARD_BYTES, Case, Maker
-from tilewright.verify.cases import CASES, select_cases
+from tilewright.verify.cases import CASES, find_case, select_cases
 from tilewright.verify.fuzz import fuzz_case
 from tilewright.verify.run import run_case
 
@@ -54,6 +54,12 @@ def test_selection_by_pattern() -> None:
     assert {c.name for c in select_cases(patterns=["scalar"])} == {"scalar"}
     assert {c.dtype for c in select_cases(["ffn"], [torch.bfloat16])} == {torch.bfloat16}
     assert [c.id for c in select_cases(patterns=["softmax/scalar/float64"])] == ["softmax/scalar/float64"]
+
+
+def test_a_case_is_found_by_its_id() -> None:
+    assert find_case("softmax/scalar/float64").id == "softmax/scalar/float64"
+    with pytest.raises(LookupError, match="there is no verification case 'softmax/scalar'"):
+        find_case("softmax/scalar")
 
 
 def test_inputs_lie_in_guarded_memory_as_asked() -> None:

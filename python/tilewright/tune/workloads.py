@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -66,18 +65,19 @@ def _all(*runs: Run) -> Run:
 
 
 #: By what a key says of options (attention_table.LOADS): those of the calls that are measured, and those that a
-#: configuration has to serve too. The last is of a table with one key for all.
+#: configuration has to serve too. "all" is of a table with one key for all.
 _LOADS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "": ((), ("softcap",)),
-    ",some": (("mask",), ("mask", "softcap", "window")),
-    ",many": (("mask", "alibi", "softcap", "window"), ("mask", "alibi", "softcap", "window", "dropout")),
-    "all": ((), ("mask", "alibi", "softcap", "window", "dropout")),
+    "some": (("mask",), ("mask", "softcap", "window")),
+    "many": (("mask", "alibi_slopes", "softcap", "window"), ("mask", "alibi_slopes", "softcap", "window", "dropout_p")),
+    "all": ((), ("mask", "alibi_slopes", "softcap", "window", "dropout_p")),
 }
 
 
 def _attention(kernel: str, key: str, maker: Maker) -> Workload | str:
     """Full and causal, since one configuration serves both. The key: see attention_table.table_key."""
-    size, width, load = re.fullmatch(r"(\d),(\d+)(,\w+|)", key).groups() if key else ("2", "128", "all")  # type: ignore[union-attr]
+    size, width, *more = key.split(",") if key else ("2", "128", "all")
+    load = more[0] if more else ""
     dtype, head_dim = torch.bfloat16 if size == "2" else torch.float32, int(width)
     least, most = _LOADS[load]
     if head_dim == 256 and load == "":  # a configuration for no option at all
@@ -100,7 +100,7 @@ def _attention(kernel: str, key: str, maker: Maker) -> Workload | str:
         given["mask"].requires_grad_(masked)
 
     def call(names: tuple[str, ...], causal: str | None = None) -> Run:
-        options = {_ARGUMENTS[n]: given[n] for n in names}
+        options = {n: given[n] for n in names}
 
         def run() -> tuple[Tensor, ...]:
             torch.manual_seed(1)  # what dropout drops is the same each time
@@ -115,19 +115,14 @@ def _attention(kernel: str, key: str, maker: Maker) -> Workload | str:
     return Workload(_all(call(least), call(least, "top_left")), _all(call(most), call(most, "bottom_right")))
 
 
-#: What _options makes, as the ops call it.
-_ARGUMENTS = {
-    "mask": "mask", "alibi": "alibi_slopes", "softcap": "softcap", "window": "window", "dropout": "dropout_p",
-}  # fmt: skip
-
-
 def _options(dtype: torch.dtype, seqlen_q: int, seqlen_k: int, heads: int, maker: Maker) -> dict[str, Any]:
+    """The arguments that _LOADS names."""
     return {
         "mask": maker.normal(1, 1, seqlen_q, seqlen_k, dtype=dtype),
-        "alibi": torch.linspace(0.1, 0.5, heads, device=maker.device),
+        "alibi_slopes": torch.linspace(0.1, 0.5, heads, device=maker.device),
         "softcap": 20.0,
         "window": (seqlen_k // 2, None),
-        "dropout": 0.2,
+        "dropout_p": 0.2,
     }
 
 
@@ -139,7 +134,7 @@ def _decode(dtype: torch.dtype, head_dim: int, least: tuple[str, ...], most: tup
     given = _options(dtype, 1, keys, heads, maker)
 
     def call(names: tuple[str, ...]) -> Run:
-        options = {_ARGUMENTS[n]: given[n] for n in names if n != "dropout"}
+        options = {n: given[n] for n in names if n != "dropout_p"}
 
         def run() -> tuple[Tensor, ...]:
             out = kvcache_attention(q, *caches, cache_seqlens=lengths, **options, backend="triton")

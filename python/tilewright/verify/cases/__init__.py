@@ -19,6 +19,14 @@ CASES: tuple[Case, ...] = tuple(
 )
 
 
+def find_case(name: str) -> Case:
+    """By its id; LookupError if there is none."""
+    found = next((case for case in CASES if case.id == name), None)
+    if found is None:
+        raise LookupError(f"there is no verification case {name!r}")
+    return found
+
+
 def select_cases(
     ops: Iterable[str] = (), dtypes: Iterable[torch.dtype] = (), patterns: Iterable[str] = ()
 ) -> list[Case]:
