@@ -4,6 +4,7 @@ accepted."""
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -26,6 +27,11 @@ def check_float_tensor(name: str, t: Any) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
     if t.dtype not in FLOATS:
         raise TypeError(f"{name} has dtype {t.dtype}; accepted are float32, float16, bfloat16 and float64")
+    check_dense(name, t)
+
+
+def check_dense(name: str, t: Tensor) -> None:
+    """``t`` has strides: before anything asks for them."""
     if t.layout != torch.strided or t.is_nested:  # nested tensors of the older kind call themselves strided
         layout = "nested" if t.is_nested else t.layout
         raise TypeError(f"{name} has layout {layout}; only dense (torch.strided) tensors are accepted")
@@ -37,6 +43,7 @@ def check_like(name: str, t: Any, like_name: str, like: Tensor) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
     if t.dtype != like.dtype:
         raise TypeError(f"{name} has dtype {t.dtype} but {like_name} has {like.dtype}; they must be the same")
+    check_dense(name, t)
     check_device(name, t, like_name, like)
 
 
@@ -48,14 +55,36 @@ def check_device(name: str, t: Tensor, like_name: str, like: Tensor) -> None:
 
 
 def check_number(name: str, value: Any) -> float:
-    """A finite Python number."""
+    """A finite number: Python's, NumPy's, or a tensor of no dimensions, as torch takes them."""
     if type(value) is float and -math.inf < value < math.inf:  # the usual case
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
+    if isinstance(value, Tensor):
+        value = _number_in(name, value)
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not -math.inf < value < math.inf:  # math.isfinite cannot be traced; NaN fails a comparison too
+    number: float = value if isinstance(value, torch.SymFloat) else float(value)  # type: ignore[assignment]
+    if not -math.inf < number < math.inf:  # math.isfinite cannot be traced; NaN fails a comparison too
         raise ValueError(f"{name}={value} must be finite")
-    return value if type(value) in (float, torch.SymFloat) else float(value)  # type: ignore[return-value]
+    return number
+
+
+def check_int(name: str, value: Any) -> int:
+    """A whole number: Python's, NumPy's, or an integer tensor of no dimensions."""
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
+    if isinstance(value, Tensor):
+        value = _number_in(name, value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    return int(value)
+
+
+def _number_in(name: str, t: Tensor) -> Any:
+    if t.dim() != 0 or t.is_complex():
+        raise TypeError(f"{name} must be a number, got a tensor of shape {shape(t)} and dtype {t.dtype}")
+    if t.requires_grad:
+        raise ValueError(f"{name} requires a gradient, which it does not have; detach it")
+    return t.item()
 
 
 def check_probability(name: str, value: Any) -> float:
@@ -76,6 +105,8 @@ def check_mask(name: str, mask: Any, target: tuple[int, ...], like_name: str, li
     """A bool or float mask that broadcasts to ``target``, padded with leading 1s to its rank."""
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(mask).__name__}")
+    check_dense(name, mask)
+    mask = wide_under_autocast(mask)
     if mask.dtype != torch.bool and mask.dtype != torch.float32 and mask.dtype != like.dtype:
         raise TypeError(
             f"{name} has dtype {mask.dtype}; accepted are bool (True attends), float32, or {like_name}'s dtype "
@@ -96,6 +127,7 @@ def check_lengths(name: str, t: Any, size: int, what: str, like: Tensor) -> None
         raise TypeError(f"{name} must be an int32 torch.Tensor, got {type(t).__name__}")
     if t.dtype != torch.int32:
         raise TypeError(f"{name} has dtype {t.dtype}; it must be int32")
+    check_dense(name, t)
     if t.dim() != 1 or t.shape[0] != size:
         raise ValueError(f"{name} of shape {shape(t)} must have shape ({size},): {what}")
     check_device(name, t, "q", like)
@@ -118,6 +150,11 @@ def autocasting(t: Tensor) -> bool:
     """Whether torch.autocast is on for tensors where ``t`` is. Asking about the meta device raises."""
     device = t.device.type
     return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def wide_under_autocast(t: Tensor) -> Tensor:
+    """What is added to scores may have another of the half dtypes under torch.autocast; float32 holds it exactly."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) and autocasting(t) else t
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

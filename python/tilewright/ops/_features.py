@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_causal, check_device, check_float_tensor, check_like, check_mask, check_number, shape
+from ._checks import (
+    check_causal,
+    check_device,
+    check_float_tensor,
+    check_int,
+    check_like,
+    check_mask,
+    check_number,
+    shape,
+    wide_under_autocast,
+)
 
 MAX_HEAD_DIM = 256
 
@@ -84,13 +94,9 @@ def check_window(window: Any) -> tuple[int, int]:
         return -1, -1
     if not isinstance(window, (tuple, list)) or len(window) != 2:
         raise TypeError(f"window={window!r} must be (left, right), each an int >= 0 or None for no limit")
-    sides = []
-    for side in window:
-        if side is not None and (isinstance(side, bool) or not isinstance(side, int)):
-            raise TypeError(f"window={window!r} must hold ints or None, got {type(side).__name__}")
-        if side is not None and side < 0:
-            raise ValueError(f"window={window!r} must not be negative; use None for no limit")
-        sides.append(-1 if side is None else side)
+    sides = [-1 if side is None else check_int("a side of window", side) for side in window]
+    if any(given is not None and side < 0 for given, side in zip(window, sides, strict=True)):
+        raise ValueError(f"window={window!r} must not be negative; use None for no limit")
     return sides[0], sides[1]
 
 
@@ -120,7 +126,7 @@ def check_features(
     if alibi_slopes is not None:
         alibi_slopes = _check_alibi(alibi_slopes, q, batch, heads)
     if sinks is not None:
-        _check_sinks(sinks, q, heads)
+        sinks = _check_sinks(sinks, q, heads)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else check_number("scale", scale)
     return Features(mask, alibi_slopes, sinks, causal, left, right, softcap, scale)
 
@@ -138,13 +144,16 @@ def _check_alibi(slopes: Any, q: Tensor, batch: int, heads: int) -> Tensor:
     return expanded
 
 
-def _check_sinks(sinks: Any, q: Tensor, heads: int) -> None:
+def _check_sinks(sinks: Any, q: Tensor, heads: int) -> Tensor:
     check_float_tensor("sinks", sinks)
     check_device("sinks", sinks, "q", q)
+    sinks = wide_under_autocast(sinks)
     if sinks.dtype not in (q.dtype, torch.float32):
         raise TypeError(f"sinks has dtype {sinks.dtype}; accepted are float32 and q's dtype {q.dtype}")
     if tuple(sinks.shape) != (heads,):
         raise ValueError(f"sinks of shape {shape(sinks)} must be (H,) = ({heads},)")
+    contiguous: Tensor = sinks.contiguous()  # a column of a matrix, or one number for all heads
+    return contiguous
 
 
 def pairs(seqlen_q: int, seqlen_k: int, causal: str | None, left: int, right: int) -> int:

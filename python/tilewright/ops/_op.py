@@ -27,6 +27,12 @@ _LIBRARY = torch.library.Library("tilewright", "DEF")
 
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
+_TAGS = (
+    torch.Tag.pt2_compliant_tag,
+    # A compiled graph hands over tensors that lie as they were checked: kernels want a unit last stride.
+    torch.Tag.needs_exact_strides,
+)
+
 _SCHEMA_TYPES = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
@@ -49,6 +55,15 @@ class Cost(NamedTuple):
     bytes: int
 
 
+def nothing(call: Any) -> tuple[Tensor, ...]:
+    return ()
+
+
+def contiguous_gradient(call: Any, name: str) -> Tensor:
+    field_: Tensor = getattr(call, name)
+    return field_.new_empty(field_.shape)
+
+
 @dataclass(frozen=True)
 class Op:
     """The contract of one op, in the form that dispatch, autograd and torch.library need.
@@ -62,7 +77,9 @@ class Op:
                     required one as the first output, which has its shape and dtype
     intermediates   outputs that exist for the backward only; they come last
     passes_through  fields whose gradient is the output's gradient itself
-    mutates         fields written in place
+    gradient_like   an uninitialised gradient of a named field: memory of its own, laid out as the kernels write it
+    mutates         fields that may be written in place
+    written         of a call, the tensors that it writes
     check_values    checks of tensor contents, run right before a kernel when the tensors are in host memory
     without_grad    the call to make when no gradient is wanted (drop intermediates)
     """
@@ -77,7 +94,9 @@ class Op:
     saved: tuple[str, ...] = ()
     intermediates: tuple[str, ...] = ()
     passes_through: tuple[str, ...] = ()
+    gradient_like: Callable[[Any, str], Tensor] = contiguous_gradient
     mutates: tuple[str, ...] = ()
+    written: Callable[[Any], tuple[Tensor, ...]] = nothing
     check_values: Callable[[Any], None] | None = None
     without_grad: Callable[[Any], Any] = field(default=lambda call: call)
 
@@ -177,7 +196,11 @@ class Op:
     def run_forward(self, call: Any, requested: str) -> tuple[Tensor, ...]:
         if self.check_values is not None:
             self.check_values(call)
-        return select(self.name, call, requested).forward(call)
+        outputs = select(self.name, call, requested).forward(call)
+        if self.mutates:
+            # What a backward has saved of a tensor is not what is there now: autograd compares versions.
+            torch.autograd.graph.increment_version([t for t in self.written(call) if not t.is_inference()])
+        return outputs
 
     def run_backward(
         self,
@@ -227,15 +250,12 @@ class Op:
             # create_graph: the reference's gradient can itself be differentiated, a kernel's cannot. Nor can a kernel
             # take many upstream gradients at once.
             return self.run_backward(call, outputs, grads, wanted, "reference")
-        if torch.compiler.is_compiling() or _must_see_operator((*grads, *outputs), range(len(grads) + len(outputs))):
+        tensors = (*grads, *outputs, *(call[i] for i in self._saved_indices))
+        if torch.compiler.is_compiling() or _must_see_operator(tensors, range(len(tensors))):
             grads = (*grads, *[None] * (len(outputs) - len(grads)))
             found = self.backward_operator(*grads, *outputs, *call, list(wanted), requested)
             return tuple(g if want else None for g, want in zip(found, wanted, strict=True))
         return self.run_backward(call, outputs, grads, wanted, requested)
-
-    def gradient_like(self, call: Any, name: str) -> Tensor:
-        """An uninitialised gradient of the named input, in the input's own dimension order."""
-        return torch.empty_like(getattr(call, name))
 
 
 def _getter(indices: tuple[int, ...]) -> Callable[[Any], tuple[Any, ...]]:
@@ -246,14 +266,34 @@ def _getter(indices: tuple[int, ...]) -> Callable[[Any], tuple[Any, ...]]:
 
 
 def _must_see_operator(values: Any, indices: Any) -> bool:
-    """True when something other than plain eager execution is watching: modes, transforms, subclasses."""
+    """True when something other than plain eager execution is watching, modes, transforms or subclasses, and when a
+    tensor is more than what its data pointer says. Of such, torch's dispatcher makes plain ones for an operator."""
     if torch._C._len_torch_dispatch_stack() > 0 or transforming():
         return True
     for i in indices:
         t = values[i]
-        if t is not None and type(t) not in _PLAIN_TENSORS:
+        if t is not None and (type(t) not in _PLAIN_TENSORS or t.is_neg() or not _address(t)):
             return True
     return False
+
+
+def _address(t: Tensor) -> int:
+    """Where a tensor's elements are: 0 where there are none, as of zero tensors, functional ones, the meta device and
+    storages that were resized away."""
+    try:
+        return t.data_ptr()
+    except RuntimeError:  # a wrapper that a transform left behind
+        return 0
+
+
+def _check_memory(op: Op, tensors: Sequence[tuple[str, Tensor | None]]) -> None:
+    """Of what the dispatcher made of the tensors: kernels are handed addresses."""
+    for name, t in tensors:
+        if t is not None and t.numel() > 0 and t.device.type != "meta" and not _address(t):
+            raise ValueError(
+                f"{op.name}: {name} of shape {tuple(t.shape)} has no memory; its storage has "
+                f"{t.untyped_storage().nbytes()} bytes (resized, or never allocated)"
+            )
 
 
 def _for_each_entry(function: Callable[..., Any], info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
@@ -268,6 +308,11 @@ def _for_each_entry(function: Callable[..., Any], info: Any, in_dims: Sequence[i
         return torch.stack(results)[: info.batch_size], 0
     stacked = [torch.stack(column)[: info.batch_size] for column in zip(*results, strict=True)]
     return type(results[0])(stacked), type(results[0])([0] * len(stacked))
+
+
+def _laid_out_as(promised: Tensor, gradient: Tensor) -> Tensor:
+    """A gradient with the strides that compiled code was promised. Backends differ in them."""
+    return gradient if gradient.stride() == promised.stride() else promised.copy_(gradient)
 
 
 def _schema_fields(op: Op) -> str:
@@ -286,12 +331,13 @@ def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autogra
     functorch's, which wants its context set up apart from the forward, and that costs eager calls 10 us."""
     n_outputs, n_fields = len(op.outputs), len(op.call._fields)  # type: ignore[attr-defined]
     returns = ", ".join(f"Tensor {o}" for o in op.outputs)
-    _LIBRARY.define(f"{op.name}({_schema_fields(op)}, str backend) -> ({returns})", tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.define(f"{op.name}({_schema_fields(op)}, str backend) -> ({returns})", tags=_TAGS)
 
     def unwrap(outputs: tuple[Tensor, ...]) -> Any:
         return outputs if n_outputs > 1 else outputs[0]
 
     def forward(*args: Any) -> Any:
+        _check_memory(op, [(op.call._fields[i], args[i]) for i in op._tensor_indices])  # type: ignore[attr-defined]
         return unwrap(op.run_forward(op.call(*args[:-1]), requested_backend(args[-1] or None)))
 
     def fake(*args: Any) -> Any:
@@ -346,7 +392,7 @@ def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autogra
     outputs_in = ", ".join(f"Tensor {o}" for o in op.outputs)
     _LIBRARY.define(
         f"{op.name}_backward({grads_in}, {outputs_in}, {_schema_fields(op)}, bool[] wanted, str backend) -> Tensor[]",
-        tags=(torch.Tag.pt2_compliant_tag,),
+        tags=_TAGS,
     )
 
     def split(args: tuple[Any, ...]) -> tuple[Any, tuple[Tensor, ...], tuple[Tensor | None, ...], list[bool], str]:
@@ -356,8 +402,13 @@ def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autogra
 
     def backward_operator(*args: Any) -> list[Tensor]:
         call, outputs, grads, wanted, backend = split(args)
+        named = [(f"the gradient of {n}", g) for n, g in zip(op.outputs, grads, strict=True)]
+        _check_memory(op, named + [(op.call._fields[i], call[i]) for i in op._saved_indices])  # type: ignore[attr-defined]
         found = op.run_backward(call, outputs, grads, wanted, requested_backend(backend or None))
-        return [outputs[0].new_empty(0) if g is None else g for g in found]
+        return [
+            outputs[0].new_empty(0) if g is None else _laid_out_as(op.gradient_like(call, name), g)
+            for name, g in zip(op.differentiable, found, strict=True)
+        ]
 
     def fake_backward(*args: Any) -> list[Tensor]:
         call, outputs, _, wanted, _ = split(args)

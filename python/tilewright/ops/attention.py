@@ -10,14 +10,14 @@ from torch import Tensor
 from ._checks import accumulator, autocast, check_probability, shape
 from ._dropout import draw_rng
 from ._features import OPTIONS_DOC, check_features, check_heads, check_qkv, pairs, tensor_bytes, unit_last_stride
-from ._op import Cost, Op
+from ._op import Cost, Op, contiguous_gradient
 
 LAYOUTS = ("bhsd", "bshd")
 
 
 class AttentionCall(NamedTuple):
     """q (B, H, Sq, D), k (B, Hkv, Sk, D), v (B, Hkv, Sk, Dv); mask (B or 1, H or 1, Sq or 1, Sk or 1);
-    alibi_slopes (B, H) float32; sinks (H,); rng (2,) int64. A window side of -1 is no limit."""
+    alibi_slopes (B, H) float32; sinks (H,) contiguous; rng (2,) int64. A window side of -1 is no limit."""
 
     q: Tensor
     k: Tensor
@@ -36,16 +36,21 @@ class AttentionCall(NamedTuple):
     keep_stats: bool
 
 
-def empty_output(q: Tensor, head_dim_v: int) -> Tensor:
-    """(B, H, Sq, Dv) in q's memory order: a transposed (B, S, H, D) input gives an output whose transpose is
-    contiguous."""
-    sizes = q.shape[:3]
-    strides = q.stride()[:3]
-    if strides[0] >= strides[1] >= strides[2] or 0 in strides:  # an expanded dimension has no place in memory
-        return q.new_empty((*sizes, head_dim_v))
-    order = sorted(range(3), key=lambda d: -strides[d])
-    out = q.new_empty((*(sizes[d] for d in order), head_dim_v))
-    return out.permute(*(order.index(d) for d in range(3)), 3)
+def empty_output(t: Tensor, width: int) -> Tensor:
+    """Rows of ``width`` in t's memory order: a transposed (B, S, H, D) input gives an output whose transpose is
+    contiguous. Memory of its own: no two elements share a place, as those of a window or an expanded t do."""
+    sizes, strides = t.shape[:-1], t.stride()[:-1]
+    if list(strides) == sorted(strides, reverse=True) or 0 in strides:  # an expanded dimension has no place in memory
+        return t.new_empty((*sizes, width))
+    order = sorted(range(len(sizes)), key=lambda d: -strides[d])
+    out = t.new_empty((*(sizes[d] for d in order), width))
+    return out.permute(*(order.index(d) for d in range(len(sizes))), len(sizes))
+
+
+def gradient_like(call: Any, name: str) -> Tensor:
+    """Of q, k and v in their own memory order, with the unit last stride that kernels write to."""
+    t: Tensor = getattr(call, name)
+    return empty_output(t, t.shape[-1]) if name in ("q", "k", "v") else contiguous_gradient(call, name)
 
 
 def allocate(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,6 +150,7 @@ OP = Op(
     differentiable=("q", "k", "v", "mask", "sinks"),
     saved=("q", "k", "v", "mask", "alibi_slopes", "sinks", "rng"),
     intermediates=("row_stats",),
+    gradient_like=gradient_like,
     without_grad=without_grad,
 )
 

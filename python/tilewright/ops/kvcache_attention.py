@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._checks import accumulator, autocast, check_device, check_lengths, check_like, shape
+from ._checks import accumulator, autocast, check_dense, check_device, check_int, check_lengths, check_like, shape
 from ._features import OPTIONS_DOC, check_features, check_heads, check_qkv, pairs, tensor_bytes, unit_last_stride
 from ._op import Cost, Op
 from .attention import LAYOUTS, empty_output
@@ -52,6 +54,10 @@ def allocate(call: KvcacheAttentionCall) -> tuple[Tensor, Tensor]:
     )
 
 
+def written(call: KvcacheAttentionCall) -> tuple[Tensor, ...]:
+    return () if call.k is None or call.k.shape[2] == 0 else (call.k_cache, call.v_cache)
+
+
 def cost(call: KvcacheAttentionCall) -> Cost:
     _, heads, seqlen_q, head_dim = call.q.shape
     heads_kv, head_dim_v = call.v_cache.shape[1], call.v_cache.shape[3]
@@ -65,7 +71,23 @@ def cost(call: KvcacheAttentionCall) -> Cost:
     return Cost(2 * kept * (head_dim + head_dim_v), given + read + written)
 
 
+@functools.lru_cache(maxsize=1024)
+def _shares_elements(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether two indices certainly have one place in memory: along an expanded dimension, or where one dimension's
+    step is a number of another's that lies within it, as in frames that overlap."""
+    steps = [(s, n) for n, s in zip(shape, strides, strict=True) if n > 1]
+    return any(s == 0 for s, _ in steps) or any(
+        wide % step == 0 and wide // step < n for (step, n), (wide, _) in itertools.permutations(steps, 2)
+    )
+
+
 def check_values(call: KvcacheAttentionCall) -> None:
+    for name, cache in zip(("k_cache", "v_cache"), written(call), strict=False):
+        if _shares_elements(cache.shape, cache.stride()):
+            raise ValueError(
+                f"{name} of shape {shape(cache)} has strides {cache.stride()}, by which several of its elements share "
+                "one place in memory; k and v cannot be written there. Give a copy: clone() it"
+            )
     # On a GPU reading the contents would stall the stream; there the kernels clamp to the cache's bounds.
     if call.cache_seqlens.device.type != "cpu":
         return
@@ -89,7 +111,14 @@ def check_values(call: KvcacheAttentionCall) -> None:
                 )
 
 
-def _canonical_cache(cache: Tensor, name: str, layout: str) -> Tensor:
+def _canonical_cache(cache: Tensor, name: str, layout: str, appended: bool) -> Tensor:
+    if not torch.compiler.is_compiling() and (cache.is_neg() or cache._is_zerotensor()):
+        if appended:
+            raise ValueError(
+                f"{name} is a negated view or a zero tensor of torch's, which have no elements to be updated in place; "
+                f"give a copy: torch.empty_like({name}).copy_({name})"
+            )
+        cache = torch.empty_like(cache.detach(), memory_format=torch.contiguous_format).copy_(cache)
     cache = cache if layout == "bhsd" else cache.transpose(1, 2)
     if cache.stride(-1) != 1 and cache.shape[-1] != 1:
         raise ValueError(
@@ -127,8 +156,8 @@ def _check_cache_seqlens(cache_seqlens: Any, batch: int, limit: int, appended: i
                 "cache_seqlens is None, a full cache, but k and v are to be appended; give the present lengths"
             )
         cache_seqlens = limit
-    if isinstance(cache_seqlens, int) and not isinstance(cache_seqlens, bool):
-        return torch.full((batch,), cache_seqlens, dtype=torch.int32, device=q.device)
+    if not isinstance(cache_seqlens, Tensor):
+        return torch.full((batch,), check_int("cache_seqlens", cache_seqlens), dtype=torch.int32, device=q.device)
     check_lengths("cache_seqlens", cache_seqlens, batch, "one length per sequence", q)
     lengths: Tensor = cache_seqlens.contiguous()
     return lengths
@@ -174,7 +203,8 @@ def prepare(
                 "or use attention for training"
             )
     q = q if layout == "bhsd" else q.transpose(1, 2)
-    k_cache, v_cache = _canonical_cache(k_cache, "k_cache", layout), _canonical_cache(v_cache, "v_cache", layout)
+    k_cache = _canonical_cache(k_cache, "k_cache", layout, k is not None)
+    v_cache = _canonical_cache(v_cache, "v_cache", layout, k is not None)
     check_heads(q, k_cache, v_cache, names, 1)
     if v_cache.shape[0] != k_cache.shape[0] or v_cache.shape[2] != k_cache.shape[2]:
         raise ValueError(
@@ -189,6 +219,7 @@ def prepare(
         if not isinstance(block_table, Tensor) or block_table.dtype != torch.int32:
             given = block_table.dtype if isinstance(block_table, Tensor) else type(block_table).__name__
             raise TypeError(f"block_table must be an int32 torch.Tensor, got {given}")
+        check_dense("block_table", block_table)
         if block_table.dim() != 2 or block_table.shape[0] != batch:
             raise ValueError(f"block_table of shape {shape(block_table)} must be (B, max_pages) with B = {batch}")
         check_device("block_table", block_table, "q", q)
@@ -198,8 +229,7 @@ def prepare(
         limit = k_cache.shape[2] * block_table.shape[1]
     k, v = _check_new(k, v, q, k_cache, v_cache, layout)
     lengths = _check_cache_seqlens(cache_seqlens, batch, limit, 0 if k is None else k.shape[2], q)
-    if isinstance(num_splits, bool) or not isinstance(num_splits, int):
-        raise TypeError(f"num_splits must be an int, got {type(num_splits).__name__}")
+    num_splits = check_int("num_splits", num_splits)
     if num_splits < 0:
         raise ValueError(f"num_splits={num_splits} must not be negative; 0 lets the backend choose")
     features = check_features(
@@ -244,6 +274,7 @@ OP = Op(
     cost=cost,
     prepare=prepare,
     mutates=("k_cache", "v_cache"),
+    written=written,
     check_values=check_values,
 )
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import autocasting, check_causal, check_float_tensor, check_mask, check_number, shape
+from ._checks import autocasting, check_causal, check_float_tensor, check_int, check_mask, check_number, shape
 from ._features import tensor_bytes
-from ._op import Cost, Op
+from ._op import Cost, Op, contiguous_gradient
 
 MAX_DIMS = 8
 
@@ -28,6 +28,11 @@ def allocate(call: SoftmaxCall) -> tuple[Tensor]:
     return (torch.empty_like(call.x),)
 
 
+def gradient_like(call: SoftmaxCall, name: str) -> Tensor:
+    """Of x in its memory order, as y is."""
+    return torch.empty_like(call.x) if name == "x" else contiguous_gradient(call, name)
+
+
 def cost(call: SoftmaxCall) -> Cost:
     # Scale, subtract, exponentiate, sum, divide: five operations an element.
     return Cost(5 * call.x.numel(), 2 * tensor_bytes(call.x) + tensor_bytes(call.mask))
@@ -43,8 +48,7 @@ def prepare(x: Any, dim: Any, *, scale: Any, mask: Any, causal: Any) -> SoftmaxC
     check_float_tensor("x", x)
     if x.dim() > MAX_DIMS:
         raise ValueError(f"x has {x.dim()} dimensions; accepted are up to {MAX_DIMS}")
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
+    dim = check_int("dim", dim)
     rank = max(x.dim(), 1)
     if not -rank <= dim < rank:
         raise ValueError(f"dim={dim} is out of range for x of shape {shape(x)}; accepted are {-rank} to {rank - 1}")
@@ -72,6 +76,7 @@ def _op(name: str) -> Op:
         cost=cost,
         prepare=prepare,
         differentiable=("x", "mask"),
+        gradient_like=gradient_like,
         saved=("mask",),  # x is not needed again: keeping y alone halves the memory of a training step
     )
 

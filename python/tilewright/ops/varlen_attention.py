@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import accumulator, autocast, check_lengths, check_probability, shape
+from ._checks import accumulator, autocast, check_dense, check_int, check_lengths, check_probability, shape
 from ._dropout import draw_rng
 from ._features import OPTIONS_DOC, check_features, check_heads, check_qkv, pairs, tensor_bytes, unit_last_stride
 from ._op import Cost, Op
-from .attention import without_grad
+from .attention import gradient_like, without_grad
 
 
 class VarlenAttentionCall(NamedTuple):
@@ -112,15 +112,16 @@ def prepare(
         raise ValueError(
             f"v has {v.shape[0]} rows but k has {k.shape[0]}; they must be the same ({shape(k)}, {shape(v)})"
         )
+    if isinstance(cu_seqlens_q, Tensor):
+        check_dense("cu_seqlens_q", cu_seqlens_q)
     if not isinstance(cu_seqlens_q, Tensor) or cu_seqlens_q.dim() != 1 or cu_seqlens_q.shape[0] < 1:
         given = shape(cu_seqlens_q) if isinstance(cu_seqlens_q, Tensor) else type(cu_seqlens_q).__name__
         raise TypeError(f"cu_seqlens_q must be an int32 torch.Tensor of shape (B + 1,), got {given}")
     batch = cu_seqlens_q.shape[0] - 1
     check_lengths("cu_seqlens_q", cu_seqlens_q, batch + 1, "B + 1 boundaries", q)
     check_lengths("cu_seqlens_k", cu_seqlens_k, batch + 1, "B + 1 boundaries, B from cu_seqlens_q", q)
+    max_seqlen_q, max_seqlen_k = check_int("max_seqlen_q", max_seqlen_q), check_int("max_seqlen_k", max_seqlen_k)
     for name, longest in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k)):
-        if isinstance(longest, bool) or not isinstance(longest, (int, torch.SymInt)):
-            raise TypeError(f"{name} must be an int, got {type(longest).__name__}")
         if longest < 0:
             raise ValueError(f"{name}={longest} must not be negative")
     features = check_features(
@@ -171,6 +172,7 @@ OP = Op(
     differentiable=("q", "k", "v", "mask", "sinks"),
     saved=("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "mask", "alibi_slopes", "sinks", "rng"),
     intermediates=("row_stats",),
+    gradient_like=gradient_like,
     without_grad=without_grad,
     check_values=check_values,
 )

@@ -1,6 +1,6 @@
 """Attention, as it is defined: the S x S matrix and all. Any floating dtype, differentiable to any order.
 
-s = scale * q k^T;  s = softcap tanh(s / softcap);  s += alibi + mask;  excluded pairs are -inf
+s = scale * q k^T;  s = softcap tanh(s / softcap);  s += alibi + mask;  excluded pairs are -inf, and in no sum
 p = exp(s - lse),  lse = log(sum exp(s) + exp(sink));  out = dropout(p) v
 """
 
@@ -13,6 +13,7 @@ from ..ops._checks import accumulator, transforming
 from ..ops._dropout import dropout_scale
 from ..ops.attention import AttentionCall, empty_output
 from .philox import keep_mask
+from .selection import scores, weighted
 
 
 def attend(
@@ -43,13 +44,8 @@ def attend(
     queries, keys, values = q.to(dtype), k.to(dtype), v.to(dtype)
     if group > 1:
         keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
-    s = (queries @ keys.transpose(-1, -2)) * scale
-    if softcap > 0.0:
-        s = softcap * torch.tanh(s / softcap)
     shift = 0 if causal == "top_left" else seqlen_k - seqlen_q
     distance = torch.arange(seqlen_q, device=q.device)[:, None] + shift - torch.arange(seqlen_k, device=q.device)
-    if alibi_slopes is not None:
-        s = s - alibi_slopes.to(dtype)[:, :, None, None] * distance.abs().to(dtype)
     keep = torch.ones_like(distance, dtype=torch.bool)
     if causal is not None:
         keep &= distance >= 0
@@ -57,11 +53,17 @@ def attend(
         keep &= distance <= window_left
     if window_right >= 0:
         keep &= distance >= -window_right
-    if mask is not None and mask.dtype == torch.bool:
-        keep = keep & mask
-    elif mask is not None:
+    if mask is not None:
+        keep = keep & (mask if mask.dtype == torch.bool else mask != -torch.inf)
+    keep = keep.expand(*queries.shape[:-1], seqlen_k)
+    s = scores(queries, keys, keep) * scale
+    if softcap > 0.0:
+        s = softcap * torch.tanh(s / softcap)
+    if alibi_slopes is not None:
+        s = s - alibi_slopes.to(dtype)[:, :, None, None] * distance.abs().to(dtype)
+    if mask is not None and mask.dtype != torch.bool:
         s = s + mask.to(dtype)
-    s = s.masked_fill(~keep, -torch.inf)
+    s = torch.where(keep, s, -torch.inf)
 
     # The maximum only shifts the exponents, so no gradient flows through it.
     top = s.detach().amax(-1, keepdim=True) if seqlen_k > 0 else s.new_full((*s.shape[:-1], 1), -torch.inf)
@@ -81,7 +83,7 @@ def attend(
         planes = torch.arange(first_plane, first_plane + q.shape[0] * heads, device=q.device).view(-1, heads, 1)
         kept = keep_mask(rng, planes, torch.arange(seqlen_q, device=q.device), seqlen_k, dropout_p)
         p = p * kept * dropout_scale(dropout_p)
-    return (p @ values).to(q.dtype), lse.to(accumulator(q.dtype))
+    return weighted(p, values, keep).to(q.dtype), lse.to(accumulator(q.dtype))
 
 
 def forward(call: AttentionCall, compute_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:

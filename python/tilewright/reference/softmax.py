@@ -22,7 +22,7 @@ def _exponents(call: SoftmaxCall, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if call.mask is not None and call.mask.dtype == torch.bool:
         s = s.masked_fill(~call.mask, -torch.inf)
     elif call.mask is not None:
-        s = s + call.mask.to(dtype)
+        s = torch.where(call.mask == -torch.inf, -torch.inf, s + call.mask.to(dtype))
     if s.numel() == 0:
         return s, s.sum(call.dim, keepdim=True)
     top = s.detach().amax(call.dim, keepdim=True)
@@ -63,7 +63,7 @@ def _backward(
     call: SoftmaxCall, y: Tensor, dy: Tensor, wanted: Sequence[bool], log: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """softmax: ds = y (dy - sum(y dy)); log_softmax: ds = dy - exp(y) sum(dy), over the entries that are not
-    excluded."""
+    excluded: whatever dy holds there, which for a softmax are entries of weight 0, has no part in it."""
     dtype = accumulator(y.dtype)
     g, out = dy.to(dtype), y.to(dtype)
     if log:
@@ -71,6 +71,7 @@ def _backward(
         g = g.masked_fill(excluded, 0.0)
         ds = (g - torch.exp(out) * g.sum(call.dim, keepdim=True)).masked_fill(excluded, 0.0) if y.dim() else g - g
     else:
+        g = g.masked_fill(out == 0, 0.0)
         ds = out * (g - (out * g).sum(call.dim, keepdim=True)) if y.dim() else g - g
     dmask = None
     if wanted[1] and call.mask is not None:
