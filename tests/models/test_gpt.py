@@ -206,3 +206,20 @@ def test_bad_input(arguments: dict[str, Any], error: type[Exception], words: str
     model = GPT(replace(SMALL, n_layer=1))
     with pytest.raises(error, match=words):
         model(arguments.pop("input_ids"), **arguments)
+
+
+def test_hooks_see_every_module_or_are_refused() -> None:
+    model, ids = GPT(SMALL).eval(), torch.randint(61, (2, 5))
+    seen: list[str] = []
+    for name, module in model.named_modules():
+        if not name.endswith(("mlp.c_fc", "mlp.c_proj")):
+            module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    model(ids)
+    containers = {"h"}  # a list of blocks, which nobody calls
+    expected = {n for n, _ in model.named_modules() if not n.endswith(("mlp.c_fc", "mlp.c_proj"))} - containers
+    assert set(seen) == expected
+    handle = model.h[0].mlp.c_fc.register_full_backward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="c_fc of FeedForward has hooks or a forward of its own"):
+        model(ids)
+    handle.remove()
+    model(ids)

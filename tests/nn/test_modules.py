@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 from tilewright.nn import FeedForward, LogSoftmax, MultiheadAttention, Softmax
@@ -143,3 +144,27 @@ def test_shapes_on_the_meta_device() -> None:
     assert FeedForward(C, INNER, device="meta")(x, residual=x).shape == x.shape
     out, weights = MultiheadAttention(C, 2, batch_first=True, device="meta")(x, x, x)
     assert (out.shape, weights.shape) == ((2, 3, C), (2, 3, 3))
+
+
+@pytest.mark.parametrize("layer", ["linear1", "linear2"])
+def test_hooks_on_layers_that_are_not_called(layer: str) -> None:
+    for hang in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+        module = FeedForward(C, INNER)
+        handle = getattr(getattr(module, layer), hang)(lambda *_: None)
+        with pytest.raises(ValueError, match=f"{layer} of FeedForward has hooks or a forward of its own"):
+            module(torch.randn(2, C))
+        handle.remove()
+        module(torch.randn(2, C))
+    nn.utils.prune.l1_unstructured(getattr(module, layer), "weight", 0.5)
+    with pytest.raises(ValueError, match=f"{layer} of FeedForward has hooks"):
+        module(torch.randn(2, C))
+    nn.utils.prune.remove(getattr(module, layer), "weight")
+    module(torch.randn(2, C))
+
+
+def test_a_parametrization_is_served() -> None:
+    module, x = FeedForward(C, INNER, activation="relu"), torch.randn(2, C)
+    nn.utils.parametrizations.weight_norm(module.linear1)
+    torch.testing.assert_close(module(x), module.linear2(F.relu(module.linear1(x))))
+    module(x).sum().backward()
+    assert module.linear1.parametrizations.weight.original0.grad is not None

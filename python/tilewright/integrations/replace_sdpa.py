@@ -25,6 +25,7 @@ from ..config import check_backend, requested_backend
 from ..dispatch import Explanation, explain_call, select, why_no_kernel, why_no_kernels_on
 from ..errors import BackendError
 from . import sdpa
+from .subclasses import overrides
 
 NAME = "scaled_dot_product_attention"
 
@@ -83,16 +84,9 @@ _multi_head_attention_body = _body(F.multi_head_attention_forward, scaled_dot_pr
 _BACKWARD = {f: _body(f) for f in (Tensor.backward, torch.autograd.backward, torch.autograd.grad)}
 
 
-def _overrides(kind: type) -> bool:
-    """Whether the tensor subclass says for itself what torch's functions mean."""
-    implementation = kind.__torch_function__  # type: ignore[attr-defined]
-    inherited = getattr(implementation, "__func__", None) is Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
-    return not inherited and implementation is not torch._C._disabled_torch_function_impl
-
-
 def _check_types(types: tuple[type, ...], arguments: tuple[Any, ...]) -> None:
     for kind in types:
-        if _overrides(kind) and not sdpa.is_causal_bias(kind):
+        if overrides(kind) and not sdpa.is_causal_bias(kind):
             raise TypeError(f"a {kind.__name__} has an attention of its own")
     for t in arguments:
         if is_traceable_wrapper_subclass(t):
@@ -119,7 +113,7 @@ def _why_no_kernel_on(device: str) -> str | None:
 
 def _why_not_many_heads(types: tuple[type, ...], kwargs: dict[str, Any]) -> str | None:
     for kind in types:
-        if _overrides(kind):
+        if overrides(kind):
             return f"nn.MultiheadAttention of a {kind.__name__}, which has an attention of its own"
     if kwargs["need_weights"]:
         return (
@@ -236,7 +230,7 @@ class replace_sdpa(TorchFunctionMode):
                 return _multi_head_attention_body(*args, **kwargs)
             finally:
                 _inside.mode = outer
-        if func in _BACKWARD and not any(map(_overrides, types)):
+        if func in _BACKWARD and not any(map(overrides, types)):
             with self:
                 return _BACKWARD[func](*args, **kwargs)
         if func in _FUSED:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from .adjacent import pack as pack_weights
+from .adjacent import why_not_pack
 from .transformers_attention import NAME, register
 from .transformers_mlp import FAMILIES, fused_class, is_fused, modelling_module, original_class, why_not
 
@@ -60,19 +62,34 @@ def apply_to_bert(model: nn.Module | None = None, *, attention: bool = True, mlp
     return _apply("bert", model, attention, mlp)
 
 
-def apply_to_llama(model: nn.Module | None = None, *, attention: bool = True, mlp: bool = True) -> Patch:
+def apply_to_llama(
+    model: nn.Module | None = None, *, attention: bool = True, mlp: bool = True, pack: bool = False
+) -> Patch:
     """:func:`apply_to_gpt2` for Llama and what has its gated MLP: Mistral, Qwen2, Qwen3, Gemma 1 to 3, OLMo 2 and
     SmolLM3. The gate's activation may be silu, gelu, gelu_pytorch_tanh or relu.
 
-    The weights of gate and up are moved next to each other in memory at their first use, where the kernel reads them as
-    one matrix; they stay parameters of their own. torch.compile cannot do that, and copies them at every call.
+    The kernel reads the weights of gate and up as one matrix. Where they do not lie one behind the other, each call
+    copies them, which autograd keeps until the backward; or, where that would take longer, as for a single row on a
+    CPU, it makes torch's separate products, unless a backend was requested.
+
+    Args:
+        pack: move the weights of each gate and up next to each other now, so that no call copies them, and decoding is
+            fused too. They stay parameters of their own, with their names and values; ``undo`` leaves them where they
+            are. Only for whole models, and last: what moves them again (``to``, a cast, a deep copy, loading by
+            assignment) separates them, and calls copy again. Addresses that were taken before (CUDA graphs) go stale.
+
+    Raises:
+        ValueError: as there; or with pack, a weight is in shared or pinned memory, a part of a larger storage, or held
+            by another tensor as well. Nothing is changed then.
     """
-    return _apply("llama", model, attention, mlp)
+    return _apply("llama", model, attention, mlp, pack)
 
 
-def _apply(family: str, model: nn.Module | None, attention: bool, mlp: bool) -> Patch:
+def _apply(family: str, model: nn.Module | None, attention: bool, mlp: bool, pack: bool = False) -> Patch:
     if not attention and not mlp:
         raise ValueError("attention=False and mlp=False leave nothing to apply")
+    if pack and (model is None or not mlp):
+        raise ValueError("pack=True moves the weights of a model's MLPs: it needs the model, and mlp=True")
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module or None, got {type(model).__name__}")
     register()
@@ -81,14 +98,14 @@ def _apply(family: str, model: nn.Module | None, attention: bool, mlp: bool) -> 
         if model is None:
             _change_classes(patch, family, attention, mlp)
         else:
-            _change_model(patch, model, family, attention, mlp)
+            _change_model(patch, model, family, attention, mlp, pack)
     except BaseException:
         patch.undo()
         raise
     return patch
 
 
-def _change_model(patch: Patch, model: nn.Module, family: str, attention: bool, mlp: bool) -> None:
+def _change_model(patch: Patch, model: nn.Module, family: str, attention: bool, mlp: bool, pack: bool) -> None:
     classes = FAMILIES[family].classes
     found = [(name, m) for name, m in model.named_modules() if type(m).__name__ in classes and _is_ours(m, family)]
     if not found:
@@ -102,6 +119,16 @@ def _change_model(patch: Patch, model: nn.Module, family: str, attention: bool, 
         reason = why_not(module, family)
         if reason is not None:
             raise ValueError(f"{name or type(module).__name__} cannot run on tilewright.ffn: {reason}; pass mlp=False")
+    weights: dict[str, Any] = {name: (m.gate_proj.weight, m.up_proj.weight) for name, m in found} if pack else {}
+    for name, pair in weights.items():
+        reason = why_not_pack(*pair)
+        if reason is not None:
+            raise ValueError(
+                f"the weights of gate and up in {name or type(model).__name__} cannot be moved together: {reason}; "
+                "without pack=True they are read where they are"
+            )
+    for pair in weights.values():
+        pack_weights(*pair)
     for _, module in plain:
         base: Any = type(module)
         _change_class(patch, module, fused_class(base, family))

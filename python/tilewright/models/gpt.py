@@ -202,9 +202,9 @@ class GPT(nn.Module):
     def _position_embedding(self, length: int, position_ids: Tensor | None, cache: KVCache | None) -> Tensor:
         """(S, C), (1, S, C) or (B, S, C)."""
         if position_ids is None:
-            if cache is None:
-                return self.wpe.weight[:length]
-            position_ids = cache.seqlens.unsqueeze(1) + torch.arange(length, device=self.device)
+            position_ids = torch.arange(length, device=self.device)
+            if cache is not None:
+                position_ids = cache.seqlens.unsqueeze(1) + position_ids
         out: Tensor = self.wpe(position_ids)
         return out
 

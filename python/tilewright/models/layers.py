@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import tilewright as tw
 
+from ..nn._plain import check_plain
 from ..ops._checks import autocasting
 from .cache import LayerCache
 
@@ -100,6 +101,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """x, residual (B, S, C) -> (B, S, C)."""
+        check_plain(self, "c_fc", "c_proj")
         # Under autocast the op computes in a half type. The residual stream is a sum over all layers and stays in
         # float32 (as torch's own layers keep it), so there it is added outside.
         fused = not autocasting(x)

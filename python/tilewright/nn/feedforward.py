@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..ops._checks import autocasting, check_probability
 from ..ops.ffn import ACTIVATIONS, GATED, ffn
+from ._plain import check_plain
 
 
 class FeedForward(nn.Module):
@@ -14,7 +15,8 @@ class FeedForward(nn.Module):
 
     The parameters are ``linear1.weight``, ``linear1.bias``, ``linear2.weight`` and ``linear2.bias``, named, shaped and
     initialised as those of ``torch.nn.TransformerEncoderLayer``. Gated, linear1 has 2 * d_ff rows: the gate's, then the
-    up projection's. The two hold the weights only; what is computed is :func:`tilewright.ffn`.
+    up projection's. The two hold the weights only; what is computed is :func:`tilewright.ffn`. They are not called, so
+    hooks on them raise ValueError, pruning's too; a parametrization is served.
 
     Args:
         d_model: features of x and of the result.
@@ -64,6 +66,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x, and residual where it is given, (..., d_model) -> (..., d_model), in x's dtype or autocast's."""
+        check_plain(self, "linear1", "linear2")
         # Under autocast the op computes in a half type, but a residual stream is a sum over all layers and stays in its
         # own, as torch's layers keep it: there it is added outside.
         fused = residual is None or not autocasting(x)
