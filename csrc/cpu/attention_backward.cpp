@@ -12,6 +12,7 @@
 #include "attention_backward.h"
 
 #include "attention_mask_gradient.h"
+#include "attention_pairs.h"
 #include "isa.h"
 #include "parallel.h"
 
@@ -132,6 +133,7 @@ void prepare_strip(const BackwardPlan<A>& plan, const Sequence& s, const HeadGro
     const A* forward = &at(p.row_stats, r);
     stats.max[r] = forward[0];
     stats.inverse[r] = forward[p.row_stats.stride[3]];
+    if (stats.max[r] == static_cast<A>(kInfinity)) stats.delta[r] = 0;  // without a key O is 0, whatever dO is
     if (p.dlse.data == nullptr) continue;
     stats.dlse[r] = at(p.dlse, r);
     stats.delta[r] -= stats.dlse[r];
@@ -159,7 +161,7 @@ void write_dq(const BackwardPlan<A>& plan, const Sequence& s, const HeadGroup& g
 // Adds what the row block that starts at strip `first` contributes to the key block's dK, dV and to its own dQ.
 template <class A>
 void row_block(const BackwardPlan<A>& plan, const Sequence& s, const HeadGroup& group, int64_t first, int64_t key,
-               int64_t keys, RowTile<A> k, RowTile<A> v, RowTile<A> queries, RowTile<A> grads, A* dq,
+               int64_t keys, RowTile<A> k, RowTile<A> v, bool finite_keys, RowTile<A> queries, RowTile<A> grads, A* dq,
                BackwardWorkspace<A>& w) {
   constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
   constexpr int64_t stride = BackwardWorkspace<A>::kStride;
@@ -179,18 +181,38 @@ void row_block(const BackwardPlan<A>& plan, const Sequence& s, const HeadGroup& 
   const int64_t n = end - begin, skipped = begin - key;
   const RowTile<A> kt{k.data + skipped * k.stride, k.stride}, vt{v.data + skipped * v.stride, v.stride};
 
+  const auto stats_of = [&](int64_t strip) {
+    return plan.stats.at((s.batch * p.heads_kv + group.kv) * plan.rows() + strip * lanes);
+  };
+  bool by_pairs = may_exclude(p) && !finite_keys;
+  for (int64_t at = first; at < first + count && may_exclude(p) && !by_pairs; ++at)
+    by_pairs = !all_finite(w.queries + at * p.head_dim * lanes, lanes, p.head_dim, lanes) ||
+               !all_finite(w.grads + at * p.head_dim_v * lanes, lanes, p.head_dim_v, lanes) ||
+               !all_finite(stats_of(at).inverse, 0, 1, lanes) || !all_finite(stats_of(at).delta, 0, 1, lanes);
+
   for (int64_t i = 0; i < count; ++i) {
     const int64_t at = first + i;
-    const RowStats<A> stats = plan.stats.at((s.batch * p.heads_kv + group.kv) * plan.rows() + at * lanes);
+    const RowStats<A> stats = stats_of(at);
     A *probs = w.probs + i * lanes, *ds = w.ds + i * lanes;
     gradient_tile<A>(p, s, w.strips[i], stats, w.queries + at * p.head_dim * lanes, w.grads + at * p.head_dim_v * lanes,
-                     kt, vt, begin, n, false, w.buffers, probs, ds, stride);
-    if (p.dq.data != nullptr)
+                     kt, vt, begin, n, false, by_pairs, w.buffers, probs, ds, stride);
+    if (p.dq.data != nullptr && by_pairs)
+      add_keys(kt.data, kt.stride, n, p.head_dim, ds, stride, w.strips[i].count, dq + at * p.head_dim * lanes);
+    else if (p.dq.data != nullptr)
       gemm<A, true>(p.head_dim, w.strips[i].vectors, n, kt.data, kt.stride, ds, stride, dq + at * p.head_dim * lanes,
                     lanes, {true, nullptr});
   }
   const int64_t row = first * lanes, depth = total - row < count * lanes ? total - row : count * lanes;
   const int64_t width = round_up(p.head_dim, L), width_v = round_up(p.head_dim_v, L);
+  if (by_pairs) {
+    if (p.dv.data != nullptr)
+      add_queries(grads.data + row * grads.stride, grads.stride, depth, p.head_dim_v, w.probs, stride, n,
+                  w.dv + skipped * width_v, width_v);
+    if (p.dk.data != nullptr)
+      add_queries(queries.data + row * queries.stride, queries.stride, depth, p.head_dim, w.ds, stride, n,
+                  w.dk + skipped * width, width);
+    return;
+  }
   if (p.dv.data != nullptr)
     gemm<A, false>(n, static_cast<int>(width_v / L), depth, w.probs, stride, grads.data + row * grads.stride,
                    grads.stride, w.dv + skipped * width_v, width_v, {true, nullptr}, kShortBlock);
@@ -236,10 +258,12 @@ void key_blocks(const BackwardPlan<A>& plan, const Sequence& s, const HeadGroup&
     const int64_t keys = key + plan.key_block < s.len_k ? plan.key_block : s.len_k - key;
     const RowTile<A> kt = load_rows(p.dtype, k, key, keys, p.head_dim, w.keys);
     const RowTile<A> vt = load_rows(p.dtype, v, key, keys, p.head_dim_v, w.values);
+    const bool finite_keys =
+        all_finite(kt.data, kt.stride, keys, p.head_dim) && all_finite(vt.data, vt.stride, keys, p.head_dim_v);
     zero(w.dk, keys * width);
     zero(w.dv, keys * width_v);
     for (int64_t i = 0; i < strips; i += kRowBlock)
-      row_block(plan, s, group, i, key, keys, kt, vt, queries, grads, dq, w);
+      row_block(plan, s, group, i, key, keys, kt, vt, finite_keys, queries, grads, dq, w);
     for (int64_t j = 0; j < keys; ++j) {
       if (p.dk.data != nullptr)
         narrow_row<A>(p.dtype, w.dk + j * width, p.head_dim, static_cast<A>(p.scale), dk.row(key + j));

@@ -36,9 +36,9 @@ struct TileBuffers {
   }
 };
 
-// From scores and dP^T to P^T and dS^T, in place.
+// From scores and dP^T to P^T and dS^T, in place. With `select` both are 0 where a pair is excluded, whatever dP is.
 template <class A>
-void differentiate_tile(const AttentionParams& p, int vectors, RowStats<A> stats, int64_t n, bool whole,
+void differentiate_tile(const AttentionParams& p, int vectors, RowStats<A> stats, int64_t n, bool whole, bool select,
                         bool through_softcap, const TileBuffers<A>& buffers, A* probs, A* ds, int64_t stride) {
   constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
   const bool dropout = p.dropout_p > 0;
@@ -47,9 +47,18 @@ void differentiate_tile(const AttentionParams& p, int vectors, RowStats<A> stats
   for (int base = 0; base < vectors * L; base += L) {
     const Vec<A> max = load(stats.max + base), inverse = load(stats.inverse + base);
     Vec<A> delta = load(stats.delta + base);
-    const auto probability = [&](const A* x) { return vexp_nonpositive(load(x) * score - max) * inverse; };
+    // The scores may have been summed in another order than the forward's, and the largest round to above its maximum.
+    const auto probability = [&](const A* x) {
+      return vexp_nonpositive(vmin(Vec<A>{}, (load(x) - max) * score)) * inverse;
+    };
     A *x = probs + base, *g = ds + base;
-    if (!dropout && !through_softcap && !whole) {
+    for (int64_t j = 0; j < n && select; ++j) {
+      const auto excluded = (load(x + j * stride) == broadcast<A>(static_cast<A>(-kInfinity))) |
+                            (max == broadcast<A>(static_cast<A>(kInfinity)));
+      store(x + j * stride, excluded ? Vec<A>{} : probability(x + j * stride));
+      store(g + j * stride, excluded ? Vec<A>{} : load(g + j * stride));
+    }
+    if (!dropout && !through_softcap && !whole && !select) {
       for (int64_t j = 0; j < n; ++j, x += stride, g += stride) {
         const Vec<A> e = probability(x);
         store(x, e);
@@ -65,7 +74,7 @@ void differentiate_tile(const AttentionParams& p, int vectors, RowStats<A> stats
       for (int64_t j = 0; j < n;) {
         Vec<A> group = {};
         for (const int64_t end = min64(j + kShortBlock, n); j < end; ++j) {
-          const Vec<A> e = probability(x + j * stride);
+          const Vec<A> e = select ? load(x + j * stride) : probability(x + j * stride);
           store(x + j * stride, e);
           group += e * dropped(j, load(g + j * stride) * scale);
         }
@@ -74,9 +83,10 @@ void differentiate_tile(const AttentionParams& p, int vectors, RowStats<A> stats
       delta = sum - load(stats.dlse + base);
     }
     for (int64_t j = 0; j < n; ++j, x += stride, g += stride) {
-      const Vec<A> e = whole ? load(x) : probability(x);
+      const Vec<A> e = whole || select ? load(x) : probability(x);
       Vec<A> gradient = e * (dropped(j, load(g) * scale) - delta);
       if (through_softcap) gradient *= load(buffers.dcap + j * stride + base);
+      if (select) gradient = e == Vec<A>{} ? e : gradient;
       store(x, dropped(j, e));
       store(g, gradient);
     }
@@ -89,7 +99,7 @@ void differentiate_tile(const AttentionParams& p, int vectors, RowStats<A> stats
 template <class A>
 TW_NOINLINE void gradient_tile(const AttentionParams& p, const Sequence& s, const Strip<A>& strip, RowStats<A> stats,
                                const A* queries, const A* grads, RowTile<A> k, RowTile<A> v, int64_t key, int64_t n,
-                               bool of_mask, TileBuffers<A>& buffers, A* probs, A* ds, int64_t stride) {
+                               bool of_mask, bool select, TileBuffers<A>& buffers, A* probs, A* ds, int64_t stride) {
   constexpr int lanes = kStripLanes<A>;
   gemm<A, false>(n, strip.vectors, p.head_dim, k.data, k.stride, queries, lanes, probs, stride, {}, score_block<A>(p));
   // dP - delta cancels.
@@ -100,7 +110,7 @@ TW_NOINLINE void gradient_tile(const AttentionParams& p, const Sequence& s, cons
   if (p.dropout_p > 0) dropout_bits(p, s, strip, key, n, buffers.bits);
   const bool whole = strip.first_key >= key && strip.last_key <= key + n;
   const bool through_softcap = p.softcap > 0 && !of_mask;
-  differentiate_tile(p, strip.vectors, stats, n, whole, through_softcap, buffers, probs, ds, stride);
+  differentiate_tile(p, strip.vectors, stats, n, whole, select || of_mask, through_softcap, buffers, probs, ds, stride);
 }
 
 // Q^T and dO^T of a strip.

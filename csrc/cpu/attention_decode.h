@@ -100,19 +100,19 @@ TW_INLINE Vec<A> decode_dots(const A* q, const char* const* k, int64_t width) {
   return sum_lanes<A>(sum);
 }
 
-// Row r's scores of n keys, a whole number of vectors, turn into exp(scale s - max); as softmax_tile.
+// Row r's scores of n keys, a whole number of vectors, turn into exp(scale (s - max)); as softmax_tile.
 template <class A>
 void decode_softmax(A* s, int64_t n, A scale, int r, StripState<A>* state, A* alpha) {
   constexpr int L = Simd<A>::lanes;
   Vec<A> max = load(s);
   for (int64_t j = L; j < n; j += L) max = vmax(load(s + j), max);
-  A top = horizontal_max(max) * scale;
+  A top = horizontal_max(max);
   if (state->started && !(state->max[r] <= top)) top = state->max[r];
   const A base = top == static_cast<A>(-kInfinity) ? A{0} : top;
-  alpha[r] = state->started ? vexp_nonpositive(broadcast<A>(state->max[r] - base))[0] : A{0};
+  alpha[r] = state->started ? vexp_nonpositive(broadcast<A>((state->max[r] - base) * scale))[0] : A{0};
   Vec<A> sum{};
   for (int64_t j = 0; j < n; j += L) {
-    const Vec<A> e = vexp_nonpositive(load(s + j) * scale - base);
+    const Vec<A> e = vexp_nonpositive((load(s + j) - base) * scale);
     store(s + j, e);
     sum += e;
   }

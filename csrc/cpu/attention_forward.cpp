@@ -14,6 +14,7 @@
 // take another route through the tile (attention_decode.h).
 #include "attention_forward.h"
 
+#include "attention_pairs.h"
 #if defined(TW_TILES)
 #include "attention_tiles.h"
 #else
@@ -82,6 +83,30 @@ void attend_tile(const AttentionParams& p, const Sequence& s, const ForwardWorks
   state->started = true;
 }
 
+// Strip i of the block over keys [begin, end) once more, pair by pair: see attention_pairs.h.
+template <class A>
+TW_NOINLINE void attend_pairs(const AttentionParams& p, const Sequence& s, ForwardWorkspace<A>& w, int64_t i,
+                              const KeyRows& k, const KeyRows& v, int64_t begin, int64_t end, StripState<A>* state) {
+  constexpr int lanes = kStripLanes<A>;
+  const Strip<A>& strip = w.strip[i];
+  state->started = false;
+  for (int64_t key = begin / kKeyTile * kKeyTile; key < end; key += kKeyTile) {
+    const int64_t n = min64(kKeyTile, end - key);
+    w.operands.load_keys(k, v, key, n);
+    w.operands.score(i, strip.vectors, 0, n, w.scores.scores);
+    weigh_scores(p, s, strip, key, n, w.scores, state);
+    for (int64_t at = 0; at < p.head_dim_v * lanes; ++at)
+      state->out[at] =
+          state->started && w.scores.alpha[at % lanes] != A{0} ? state->out[at] * w.scores.alpha[at % lanes] : A{0};
+    for (int64_t j = 0; j < n; ++j) {
+      A row[kMaxHeadDim];
+      widen_row<A>(p.dtype, v.row(key + j), p.head_dim_v, p.head_dim_v, row);
+      add_keys(row, 0, 1, p.head_dim_v, w.scores.scores + j * lanes, lanes, strip.count, state->out);
+    }
+    state->started = true;
+  }
+}
+
 // Keys [*begin, *end) that rows [first, last) of the group may see.
 void key_range(const AttentionParams& p, const Sequence& s, int64_t group_size, int64_t first, int64_t last,
                int64_t* begin, int64_t* end) {
@@ -95,16 +120,16 @@ void key_range(const AttentionParams& p, const Sequence& s, int64_t group_size, 
   }
 }
 
+// max: of the scores, as a strip carries it. Of a row without keys the backward wants +inf: every weight is then 0.
 template <class A>
-void write_statistics(const AttentionParams& p, const Sequence& s, int64_t h, int64_t i, const Denominator& d) {
+void write_statistics(const AttentionParams& p, const Sequence& s, int64_t h, int64_t i, A max, const Denominator& d) {
   if (p.lse.data != nullptr)
     static_cast<A*>(p.lse.data)[query_offset(p, p.lse, s, h, i)] =
         d.sum == 0 ? static_cast<A>(-kInfinity) : static_cast<A>(d.max + double{std::log(static_cast<A>(d.sum))});
   if (p.row_stats.data == nullptr) return;
   A* stats = static_cast<A*>(p.row_stats.data) + query_offset(p, p.row_stats, s, h, i);
-  const A max = d.sum == 0 ? static_cast<A>(kInfinity) : static_cast<A>(d.max);
-  stats[0] = max;
-  stats[p.row_stats.stride[3]] = d.sum == 0 ? A{0} : static_cast<A>(1 / d.sum);
+  stats[0] = max == static_cast<A>(-kInfinity) ? static_cast<A>(kInfinity) : max;
+  stats[p.row_stats.stride[3]] = d.sum == 0 ? A{0} : static_cast<A>(d.scale / d.sum);
 }
 
 // Divides O by the sum, joins the sink, and writes out and lse.
@@ -118,10 +143,13 @@ void finish_strip(const AttentionParams& p, const Sequence& s, const Strip<A>& s
     const Denominator d = denominator(p, strip.head[r], state, r);
     // An empty row: nothing was summed, whatever its O holds is 0 or was never written.
     factor[r] = d.sum == 0 ? A{0} : static_cast<A>(d.scale * dropped / d.sum);
-    write_statistics<A>(p, s, strip.head[r], strip.row[r], d);
+    write_statistics<A>(p, s, strip.head[r], strip.row[r], state.started ? state.max[r] : static_cast<A>(-kInfinity),
+                        d);
   }
   for (int r = strip.count; r < lanes; ++r) factor[r] = 0;
   strip_rows(p, p.out, s, strip, rows);
+  for (int r = 0; r < strip.count && state.started; ++r)
+    for (int64_t d = 0; d < p.head_dim_v && factor[r] == A{0}; ++d) state.out[d * lanes + r] = 0;  // or 0 times NaN
   if (!state.started) std::memset(state.out, 0, static_cast<size_t>(p.head_dim_v * lanes) * sizeof(A));
   unpack_strip<A>(p.dtype, state.out, p.head_dim_v, factor, rows, strip.count);
 }
@@ -184,6 +212,9 @@ void attend_block(const ForwardPlan<A>& plan, const Sequence& s, const HeadGroup
   }
 
   for (int64_t i = 0; i < count; ++i) {
+    if (states[i].started && may_exclude(p) &&
+        !all_finite(states[i].out, lanes, p.head_dim_v, w.strip[i].vectors * Simd<A>::lanes))
+      attend_pairs(p, s, w, i, k, v, begin, end, &states[i]);
     if (plan.splits == 1) {
       finish_strip(p, s, w.strip[i], states[i]);
     } else if (!states[i].started) {
@@ -205,6 +236,7 @@ void merge_strip(const ForwardPlan<A>& plan, const Sequence& s, const HeadGroup&
   make_strip(p, s, group, index * lanes, &strip);
   A* parts =
       plan.partial + ((s.batch * p.heads_kv + group.kv) * plan.strips + index) * plan.splits * plan.partial_size();
+  const A scale = softmax_scale<A>(p);
   StripState<A> joint = state_at(parts, out_rows(p), false);
   for (int64_t n = 0; n < plan.splits; ++n) {
     const StripState<A> part = state_at(parts + n * plan.partial_size(), out_rows(p), true);
@@ -219,8 +251,8 @@ void merge_strip(const ForwardPlan<A>& plan, const Sequence& s, const HeadGroup&
     for (int r = 0; r < lanes; ++r) {
       const A max = joint.max[r] > part.max[r] ? joint.max[r] : part.max[r];
       const bool none = max == static_cast<A>(-kInfinity) || r >= strip.count;
-      keep[r] = none ? A{0} : static_cast<A>(std::exp(joint.max[r] - max));
-      add[r] = none ? A{0} : static_cast<A>(std::exp(part.max[r] - max));
+      keep[r] = none ? A{0} : static_cast<A>(std::exp((joint.max[r] - max) * scale));
+      add[r] = none ? A{0} : static_cast<A>(std::exp((part.max[r] - max) * scale));
       joint.max[r] = max;
       joint.sum[r] = joint.sum[r] * keep[r] + part.sum[r] * add[r];
     }

@@ -90,7 +90,7 @@ void mask_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padd
           const int64_t n = key + kMaskKeys < key_end ? kMaskKeys : key_end - key;
           const RowTile<A> kt = load_rows(p.dtype, k, key, n, p.head_dim, w.keys);
           const RowTile<A> vt = load_rows(p.dtype, v, key, n, p.head_dim_v, w.values);
-          gradient_tile<A>(p, s, *w.strip, {max, inverse, delta, dlse}, w.queries, w.grads, kt, vt, key, n, true,
+          gradient_tile<A>(p, s, *w.strip, {max, inverse, delta, dlse}, w.queries, w.grads, kt, vt, key, n, true, true,
                            w.buffers, w.probs, w.ds, lanes);
           for (int64_t j = 0; j < n; ++j)
             for (int x = 0; x < w.strip->vectors * L; x += L)
@@ -121,7 +121,16 @@ void mask_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padd
         out[(slot * lanes + r) * step[2] + j * step[3]] += w.sums[slot * slot_size + j * lanes + r];
 }
 
-// dsink_h = -sum over its rows of p_sink * delta, where p_sink = exp(sink - lse).
+// What of a row's weight its sink has: exp(sink - lse). max: of the scores; +inf where the row has no key.
+template <class A>
+double sink_weight(const AttentionParams& p, double sink, A max, A inverse) {
+  if (sink == -kInfinity) return 0;
+  const double above = sink - double{max} * double{softmax_scale<A>(p)};
+  // Far above all keys it has everything, and `inverse` may be 0.
+  return max == static_cast<A>(kInfinity) || above > 80 ? 1 : std::exp(above) * double{inverse};
+}
+
+// dsink_h = -sum over its rows of the sink's weight * delta.
 template <class A>
 void sink_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padded_rows, int threads) {
   parallel_for(p.heads, threads, [&](int64_t h, int) {
@@ -131,7 +140,7 @@ void sink_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padd
       const Sequence s = sequence_of(p, b);
       for (int64_t i = 0; i < s.len_q; ++i) {
         const RowStats<A> at = all_stats.at(stats_row(p, padded_rows, b, h, i));
-        sum -= std::exp(sink - double{*at.max}) * double{*at.inverse} * double{*at.delta};
+        sum -= sink_weight(p, sink, *at.max, *at.inverse) * double{*at.delta};
       }
     }
     static_cast<A*>(p.dsinks.data)[h * p.dsinks.stride[0]] += static_cast<A>(sum);

@@ -6,7 +6,8 @@
 namespace tilewright {
 namespace TW_ISA {
 
-// What a strip carries from tile to tile: O^T [Dv][lanes], and per lane the running maximum and sum.
+// What a strip carries from tile to tile: O^T [Dv][lanes], and per lane the running maximum, of what is still to be
+// multiplied by softmax_scale, and sum.
 template <class A>
 struct StripState {
   A* out;
@@ -15,8 +16,8 @@ struct StripState {
   bool started;
 };
 
-// s [n][lanes] turns from scores into exp(scale s - max). `alpha` receives what the earlier sums are multiplied by.
-// scale s - max is one operation with FMA, so that large scores keep the precision of their differences.
+// s [n][lanes] turns from scores into exp(scale (s - max)). `alpha` receives what the earlier sums are multiplied by.
+// The maximum is one of the scores, not scaled and rounded, so that no exponent is above 0 however large they are.
 template <class A, int VECTORS>
 void softmax_tile(A* s, int64_t n, A scale, StripState<A>* state, A* alpha) {
   constexpr int L = Simd<A>::lanes, lanes = kStripLanes<A>;
@@ -26,11 +27,10 @@ void softmax_tile(A* s, int64_t n, A scale, StripState<A>* state, A* alpha) {
   for (int64_t j = 0; j < n; ++j)
     for (int v = 0; v < VECTORS; ++v) max[v] = vmax(load(s + j * lanes + v * L), max[v]);
   for (int v = 0; v < VECTORS; ++v) {
-    max[v] *= scale;
     if (state->started) max[v] = vmax(max[v], load(state->max + v * L));
     // A row with no key so far subtracts 0: -inf - -inf would be NaN.
     const Vec<A> base = max[v] == none ? Vec<A>{} : max[v];
-    const Vec<A> factor = state->started ? vexp_nonpositive(load(state->max + v * L) - base) : Vec<A>{};
+    const Vec<A> factor = state->started ? vexp_nonpositive((load(state->max + v * L) - base) * scale) : Vec<A>{};
     store(state->max + v * L, max[v]);
     store(alpha + v * L, factor);
     max[v] = base;
@@ -42,7 +42,7 @@ void softmax_tile(A* s, int64_t n, A scale, StripState<A>* state, A* alpha) {
     Vec<A> sum[2][VECTORS] = {};
     const auto add = [&](int i) {
       for (int v = 0; v < VECTORS; ++v) {
-        const Vec<A> e = vexp_nonpositive(load(s + j * lanes + v * L) * scale - max[v]);
+        const Vec<A> e = vexp_nonpositive((load(s + j * lanes + v * L) - max[v]) * scale);
         store(s + j * lanes + v * L, e);
         sum[i][v] += e;
       }
@@ -98,14 +98,14 @@ void weigh_scores(const AttentionParams& p, const Sequence& s, const Strip<A>& s
 
 // A row's softmax denominator, exp(max) * sum, with the head's sink in it.
 struct Denominator {
-  double max;
+  double max;    // of the logits, and the sink
   double sum;    // 0: the row has no key (and no sink)
   double scale;  // what the row's O is to be multiplied by to count from `max`
 };
 template <class A>
 Denominator denominator(const AttentionParams& p, int64_t head, const StripState<A>& state, int r) {
   Denominator d{-kInfinity, 0, 1};
-  if (state.started) d = {state.max[r], state.sum[r], 1};
+  if (state.started) d = {double{state.max[r]} * double{softmax_scale<A>(p)}, state.sum[r], 1};
   if (p.sinks.data == nullptr) return d;
   const double sink = sink_of<A>(p, head), joint = sink > d.max ? sink : d.max;
   if (joint == -kInfinity) return d;

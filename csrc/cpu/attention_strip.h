@@ -204,8 +204,13 @@ int64_t score_block(const AttentionParams& p) {
 }
 
 // Scores come out of the product as q . k with Q packed as given but for the sign: rounding scale * q first would cost the
-// exact products of half precision. What is left to multiply by joins the softmax's subtraction, or, where something is
+// exact products of half precision. What is left to multiply by joins the softmax's exponential, or, where something is
 // added to the scores or caps them, finish_scores.
+// Whether some pairs may have no part in the sums.
+inline bool may_exclude(const AttentionParams& p) {
+  return p.mask.data != nullptr || p.causal != Causal::kNone || p.window_left >= 0 || p.window_right >= 0 ||
+         p.dropout_p > 0;
+}
 inline bool plain_scores(const AttentionParams& p) {
   return p.mask.data == nullptr && p.alibi_slopes.data == nullptr && p.softcap <= 0;
 }
@@ -256,7 +261,10 @@ void finish_scores(const AttentionParams& p, const Strip<A>& strip, int64_t key,
         const Int distance = position - at;
         x -= slope * __builtin_convertvector(distance < 0 ? -distance : distance, Vec<A>);
       }
-      if (mask != nullptr) x += load(mask + j * Strip<A>::kLanes + v * L);
+      if (mask != nullptr) {
+        const Vec<A> added = load(mask + j * Strip<A>::kLanes + v * L);
+        x = added == excluded ? excluded : x + added;  // whatever x is, NaN as well
+      }
       if (cut) x = (at >= lo) & (at < hi) ? x : excluded;
       store(s + j * ld + v * L, x);
     }

@@ -1,5 +1,5 @@
 // The gradients of softmax, dx = scale * y (dy - sum(y dy)), and of log_softmax, dx = scale * (dy - exp(y) sum(dy)).
-// Excluded entries (y = 0, or y = -inf) get 0. A row that fits the buffers is read once and written once, longer rows
+// Excluded entries (y = 0, or y = -inf) get 0, and have no part in the sums, whatever dy holds there. A row that fits the buffers is read once and written once, longer rows
 // are read twice.
 #include "isa.h"
 #include "parallel.h"
@@ -10,15 +10,18 @@ namespace tilewright {
 namespace TW_ISA {
 namespace {
 
-// The term of the sum that `gradient` takes. For log_softmax an excluded entry's dy does not count.
+template <class A, bool log>
+constexpr A kExcluded = log ? -INFINITY : 0;
+
+// The term of the sum that `gradient` takes.
 template <class A, bool log>
 TW_INLINE Vec<A> term(Vec<A> y, Vec<A> dy) {
-  if (!log) return y * dy;
-  return y == broadcast<A>(-INFINITY) ? Vec<A>{} : dy;
+  return y == broadcast<A>(kExcluded<A, log>) ? Vec<A>{} : log ? dy : y * dy;
 }
 template <class A, bool log>
 TW_INLINE Vec<A> gradient(Vec<A> y, Vec<A> dy, Vec<A> total, A scale) {
-  return log ? scale * (term<A, log>(y, dy) - vexp_nonpositive(y) * total) : scale * (y * (dy - total));
+  const Vec<A> dx = log ? dy - vexp_nonpositive(y) * total : y * (dy - total);
+  return y == broadcast<A>(kExcluded<A, log>) ? Vec<A>{} : scale * dx;
 }
 
 // Elements j to j + n - 1 of a contiguous row; what is past them adds nothing.
@@ -30,7 +33,7 @@ TW_INLINE Vec<Accumulator<T>> take(const T* row, int64_t j, int n, Accumulator<T
 template <class T, bool log, class A = Accumulator<T>>
 A sum_row(const T* y, const T* dy, int64_t count) {
   constexpr int L = kLanes<A>;
-  constexpr A excluded = log ? -INFINITY : 0;
+  constexpr A excluded = kExcluded<A, log>;
   Vec<A> sum[kUnroll] = {};
   int64_t j = 0;
   for (; j + kUnroll * L <= count; j += kUnroll * L)

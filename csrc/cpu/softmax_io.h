@@ -150,9 +150,11 @@ struct Bool {
 };
 TW_INLINE float masked(float s, Bool m) { return m.value != 0 ? s : -INFINITY; }
 TW_INLINE double masked(double s, Bool m) { return m.value != 0 ? s : -INFINITY; }
+// -inf excludes whatever the score is, NaN as well.
 template <class A, class M>
 TW_INLINE A masked(A s, M m) {
-  return s + static_cast<A>(to_float(m));
+  const A added = static_cast<A>(to_float(m));
+  return added == -INFINITY ? added : s + added;
 }
 
 // The same for a vector of scores and the kLanes mask elements at m.
@@ -163,9 +165,10 @@ TW_INLINE Vec<A> masked_vector(Vec<A> s, const M* m) {
     std::memcpy(&bytes, m, sizeof bytes);
     return __builtin_convertvector(bytes, typename Simd<A>::mask) != 0 ? s : broadcast<A>(-INFINITY);
   } else if constexpr (sizeof(Accumulator<M>) == sizeof(A)) {
-    return s + load(m);
+    const Vec<A> added = load(m);
+    return added == broadcast<A>(-INFINITY) ? added : s + added;
   } else {
-    for (int i = 0; i < kLanes<A>; ++i) s[i] += static_cast<A>(to_float(m[i]));
+    for (int i = 0; i < kLanes<A>; ++i) s[i] = masked<A>(s[i], m[i]);
     return s;
   }
 }

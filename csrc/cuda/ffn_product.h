@@ -24,6 +24,12 @@ struct FfnOperand {
     return {data, stride, depth_stride, columns,
             inner == 1 && outer * size % 16 == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0};
   }
+  // The same where tiles have a second half, `rows` further, which has to begin there as well.
+  FfnOperand with_half_at(int64_t rows, int64_t size) const {
+    FfnOperand r = *this;
+    r.wide = wide && rows * stride * size % 16 == 0;
+    return r;
+  }
 };
 
 // What an epilogue reads or writes; null data is an absent one. wide: four neighbours of a row are one access.
@@ -117,6 +123,7 @@ inline FfnProduct ffn_hidden_product(const FfnParams& p, void* pre, void* hidden
   r.a = ffn_rows(p.x, size), r.b = ffn_weights(p.w_in, true, size);
   r.m = p.rows, r.n = p.hidden, r.k = p.in_features;
   r.finish = Finish::kHidden, r.activation = p.activation, r.gated = r.paired = is_gated(p.activation);
+  if (r.paired) r.b = r.b.with_half_at(p.hidden, size);
   r.bias = p.b_in;
   ffn_set_halves(r.pre, pre, p, size);
   if (hidden != nullptr) r.hidden = FfnMatrix::of(hidden, p.hidden, 1, size);

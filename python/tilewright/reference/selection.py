@@ -1,5 +1,5 @@
-"""Products of the attention matrix in which an excluded pair has no part: not 0 times a value, which is NaN for an
-infinity, but nothing. In either direction, so that this holds for derivatives of every order and mode."""
+"""Products of the attention matrix in which an excluded pair, or one of weight 0, has no part: not 0 times a value, which
+is NaN for an infinity, but nothing. In either direction, so that this holds for derivatives of every order and mode."""
 
 from __future__ import annotations
 
@@ -51,11 +51,10 @@ class _Weighted(_Product):
         w = w.masked_fill(~keep, 0.0)
         if _known_finite(b):
             return w @ b
-        infinite, plus = b.isinf(), b == torch.inf
-        minus, kept = infinite & ~plus, keep.expand_as(w)
+        plus, minus = b == torch.inf, b == -torch.inf
         up = _any(w > 0, plus) | _any(w < 0, minus)
         down = _any(w > 0, minus) | _any(w < 0, plus)
-        neither = _any(kept, b.isnan()) | _any(kept & (w == 0), infinite)
+        neither = _any(w != 0, b.isnan())
         out = w @ b.masked_fill(~b.isfinite(), 0.0)
         return torch.where(
             neither | (up & down), torch.nan, torch.where(up, torch.inf, torch.where(down, -torch.inf, out))
