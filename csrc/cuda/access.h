@@ -25,6 +25,9 @@ template <class T>
 TW_DEVICE float load_float(const void* p, DType dtype, int64_t i) {
   return dtype == DType::kFloat32 ? global<float>(p).load(i) : widen(global<T>(p).load(i));
 }
+
+// A score and what a float mask adds: -inf excludes, whatever the score is, NaN as well.
+TW_DEVICE float masked(float x, float added) { return added == -kInfinity ? added : x + added; }
 #endif
 
 }  // namespace tilewright::gpu

@@ -36,7 +36,8 @@ TW_DEVICE void add_products(const AttentionParams& p, const Sequence& s, int hea
     for (int c = lane; c < p.head_dim_v; c += kWarpSize)
       sum += widen(out(first + r).load(c)) * widen(dout.element(warp_row + r, c));
     TW_UNROLL for (int step = kWarpSize / 2; step > 0; step /= 2) sum += shuffle_xor(sum, step);
-    if (lane / 4 == r % 8) (r < 8 ? row[0] : row[1]).delta += sum;
+    RowTerms& mine = r < 8 ? row[0] : row[1];
+    if (lane / 4 == r % 8 && mine.top != kInfinity) mine.delta += sum;  // without a key out is 0, whatever dout is
   }
 }
 
@@ -60,7 +61,7 @@ attention_backward_rows_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   // delta comes from the rounded out, so where one key has nearly all the weight, dout . v less delta is mostly rounding.
   // Rows with few keys take it as the sum of weight times dout . v, whose rounding is the same, in a pass of its own.
   const bool exact = tiles > 0 && range.hi - range.lo <= kFewKeys;
-  const int steps = (exact ? tiles : 0) + (p.dq.data != nullptr ? tiles : 0);
+  const int first_of_dq = exact ? tiles : 0, steps = first_of_dq + (p.dq.data != nullptr ? tiles : 0);
   const auto start_of = [&](int step) { return range.lo + step % tiles * kKeys; };
 
   const auto memory = shared_memory<T>();
@@ -96,39 +97,50 @@ attention_backward_rows_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   sync_block();
   if (!exact) add_products(p, s, head, first + warp_row, dout_tile, warp_row, row);
 
-  float dq[kWidth / 8][4] = {}, delta[2] = {};
-  for (int step = 0, stage = 0; step < steps; ++step, stage = (stage + 1) % kStages) {
-    if (kStages > 1 && step + 1 < steps) copy_keys(start_of(step + 1), stage ^ 1);
-    if (kStages > 1) commit_copies();
-    wait_for_copies<kStages - 1>();
-    sync_block();
-    const int start = start_of(step);
-    if (busy) {
-      float x[kKeys / 8][4] = {}, dx[kKeys / 8][4] = {}, products[2] = {};
-      multiply_rows(x, q_tile, warp_row, k_tile(stage));
-      multiply_rows(dx, dout_tile, warp_row, v_tile(stage));
-      const bool cut = start < range.lo_all || start + kKeys > range.hi_all;
-      const uint32_t kept = dropout.on ? dropout.kept<kKeys / 8>(p, s, q, start) : ~0u;
-      to_gradients<T, kOptions>(
-          x, dx, p, s, [&](int, int e) -> const Query& { return q[e / 2]; },
-          [&](int n, int e) { return start + 8 * n + 2 * (lane % 4) + e % 2; }, [&](int, int e) { return row[e / 2]; },
-          kept, dropout.scale, unit, cut,
-          [&](int n, int e, const Gradient& g) {
-            products[e / 2] += g.weight * dx[n][e];
-            dx[n][e] = g.score;
-          });
-      if (exact && step < tiles) {
-        TW_UNROLL for (int h = 0; h < 2; ++h) delta[h] += products[h];
-        if (step == tiles - 1) TW_UNROLL for (int h = 0; h < 2; ++h) row[h].delta += sum_of_quad(delta[h]);
-      } else {
-        multiply_scores(dq, dx, k_tile(stage));
+  float dq[kWidth / 8][4], delta[2] = {};
+  for (bool by_pairs = false;; by_pairs = true) {
+    TW_UNROLL for (int c = 0; c < kWidth / 8; ++c) TW_UNROLL for (int e = 0; e < 4; ++e) dq[c][e] = 0.0f;
+    const int begin = by_pairs ? first_of_dq : 0;
+    for (int step = begin, stage = 0; step < steps; ++step, stage = (stage + 1) % kStages) {
+      if (kStages > 1 && step + 1 < steps) copy_keys(start_of(step + 1), stage ^ 1);
+      if (kStages > 1) commit_copies();
+      wait_for_copies<kStages - 1>();
+      sync_block();
+      const int start = start_of(step);
+      if (busy) {
+        float x[kKeys / 8][4] = {}, dx[kKeys / 8][4] = {}, products[2] = {};
+        multiply_rows(x, q_tile, warp_row, k_tile(stage));
+        multiply_rows(dx, dout_tile, warp_row, v_tile(stage));
+        const bool cut = start < range.lo_all || start + kKeys > range.hi_all;
+        const uint32_t kept = dropout.on ? dropout.kept<kKeys / 8>(p, s, q, start) : ~0u;
+        to_gradients<T, kOptions>(
+            x, dx, p, s, [&](int, int e) -> const Query& { return q[e / 2]; },
+            [&](int n, int e) { return start + 8 * n + 2 * (lane % 4) + e % 2; },
+            [&](int, int e) { return row[e / 2]; }, kept, dropout.scale, unit, cut,
+            [&](int n, int e, const Gradient& g) {
+              products[e / 2] += g.product;
+              dx[n][e] = g.score;
+            });
+        if (exact && step < tiles) {
+          TW_UNROLL for (int h = 0; h < 2; ++h) delta[h] += products[h];
+          if (step == tiles - 1) TW_UNROLL for (int h = 0; h < 2; ++h) row[h].delta += sum_of_quad(delta[h]);
+        } else if (by_pairs) {
+          add_pairs(dq, dx, k_tile(stage));
+        } else {
+          multiply_scores(dq, dx, k_tile(stage));
+        }
       }
+      sync_block();  // the next copies go where this step has read
+      if (kStages == 1 && step + 1 < steps) copy_keys(start_of(step + 1), 0);
+      if (kStages == 1) commit_copies();
     }
-    sync_block();  // the next copies go where this step has read
-    if (kStages == 1 && step + 1 < steps) copy_keys(start_of(step + 1), 0);
-    if (kStages == 1) commit_copies();
+    wait_for_copies<0>();
+    if (by_pairs || first_of_dq == steps || !may_exclude(p)) break;
+    sync_block();
+    if (all_of_block(all_finite(dq), k_tile(0).at.template as<float>())) break;
+    copy_keys(start_of(first_of_dq), 0);
+    commit_copies();
   }
-  wait_for_copies<0>();
   TW_UNROLL for (int h = 0; h < 2; ++h) if (lane % 4 == 0 && q[h].i < s.seqlen_q) delta_of(p, s, head)
       .store(q[h].i, row[h].delta);
   if (p.dq.data == nullptr) return;

@@ -85,6 +85,11 @@ TW_DEVICE Rows<T> find_key_rows(const AttentionParams& p, const View4& v, const 
           static_cast<uint32_t>(p.page_size),
           static_cast<int>(p.num_pages) - 1};
 }
+// Whether some pairs may have no part in the sums. Then a sum that is not finite is taken again, pair by pair: see add_pairs.
+TW_DEVICE bool may_exclude(const AttentionParams& p) {
+  return p.mask.data != nullptr || p.causal != Causal::kNone || p.window_left >= 0 || p.window_right >= 0 ||
+         p.rng != nullptr;
+}
 // Query heads that share a key head.
 TW_DEVICE int group_of(const AttentionParams& p) { return static_cast<int>(p.heads) / static_cast<int>(p.heads_kv); }
 
@@ -181,7 +186,7 @@ TW_DEVICE void to_logits(float (&x)[kTiles][4], float (&dcap)[kTiles][4], const 
     const auto each = [&](auto apply) {
       TW_UNROLL for (int n = two; n < two + 2; ++n) TW_UNROLL for (int e = 0; e < 4; ++e) apply(n, e);
     };
-    each([&](int n, int e) { x[n][e] *= static_cast<float>(p.scale); });
+    each([&](int n, int e) { x[n][e] = rounded_product(x[n][e], static_cast<float>(p.scale)); });
     if (p.softcap > 0.0) {
       const float softcap = static_cast<float>(p.softcap), inverse = 1.0f / softcap;
       each([&](int n, int e) {
@@ -202,9 +207,9 @@ TW_DEVICE void to_logits(float (&x)[kTiles][4], float (&dcap)[kTiles][4], const 
         if (global<uint8_t>(mask).load(mask_at(n, e)) == 0) x[n][e] = -kInfinity;
       });
     else if (p.mask_dtype == DType::kFloat32)
-      each([&](int n, int e) { x[n][e] += global<float>(mask).load(mask_at(n, e)); });
+      each([&](int n, int e) { x[n][e] = masked(x[n][e], global<float>(mask).load(mask_at(n, e))); });
     else
-      each([&](int n, int e) { x[n][e] += widen(global<T>(mask).load(mask_at(n, e))); });
+      each([&](int n, int e) { x[n][e] = masked(x[n][e], widen(global<T>(mask).load(mask_at(n, e)))); });
   }
 }
 

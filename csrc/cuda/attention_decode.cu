@@ -67,7 +67,8 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
       kDecodeRows, [&](int64_t row) { return find_rows<const T>(p.q, s, head_of(row), 0)(query_of(row)); }, first, rows,
       head_dim, wide);
   commit_copies();
-  TW_UNROLL_BY(1) for (int tile = 0; tile < kStages - 1; ++tile) copy_keys(tile);
+  const auto copy_first = [&] { TW_UNROLL_BY(1) for (int tile = 0; tile < kStages - 1; ++tile) copy_keys(tile); };
+  copy_first();
 
   const Dropout dropout = Dropout::of(p);
   Query q[2];
@@ -77,25 +78,34 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
   }
   wait_for_copies<kStages - 1>();
   sync_block();
-  float out[kWidth / 8][4] = {};
+  float out[kWidth / 8][4];
   RowState state[2];
-  for (int tile = 0; start_of(tile) < range.hi; ++tile) {
-    copy_keys(tile + kStages - 1);
-    wait_for_copies<kStages - 1>();
-    sync_warp();
-    const int start = start_of(tile);
-    float x[kKeys / 8][4] = {};
-    multiply_rows(x, q_tile, 0, k_tile(tile % kStages));
-    tiles_to_logits<T, true>(x, p, s, q, start,
-                             start < range.lo_all || start + kKeys > range.hi_all || start + kKeys > range.hi);
-    to_weights<true>(x, state, out, 1.0f);
-    if (dropout.on) drop(x, p, s, dropout, q, start);
-    multiply_scores(out, x, v_tile(tile % kStages));
-    sync_warp();  // the next copies go where this tile has been read
+  for (bool by_pairs = false;; by_pairs = true) {
+    TW_UNROLL for (int c = 0; c < kWidth / 8; ++c) TW_UNROLL for (int e = 0; e < 4; ++e) out[c][e] = 0.0f;
+    state[0] = state[1] = {};
+    for (int tile = 0; start_of(tile) < range.hi; ++tile) {
+      copy_keys(tile + kStages - 1);
+      wait_for_copies<kStages - 1>();
+      sync_warp();
+      const int start = start_of(tile);
+      float x[kKeys / 8][4] = {};
+      multiply_rows(x, q_tile, 0, k_tile(tile % kStages));
+      tiles_to_logits<T, true>(x, p, s, q, start,
+                               start < range.lo_all || start + kKeys > range.hi_all || start + kKeys > range.hi);
+      to_weights(x, state, out, 1.0f);
+      if (dropout.on) drop(x, p, s, dropout, q, start);
+      if (by_pairs)
+        add_pairs(out, x, v_tile(tile % kStages));
+      else
+        multiply_scores(out, x, v_tile(tile % kStages));
+      sync_warp();  // the next copies go where this tile has been read
+    }
+    wait_for_copies<0>();
+    if (by_pairs || !may_exclude(p) || all_of_warp(all_finite(out))) break;
+    copy_first();
   }
 
   // What each warp found lies side by side, then all threads merge it.
-  wait_for_copies<0>();
   sync_block();
   const auto results = shared_memory<float>(S::kQueries);
   const auto result = [&](int w, int row) { return results + (w * kDecodeRows + row) * (kWidth + 2); };
@@ -113,12 +123,12 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
     for (int w = 0; w < S::kWarps; ++w) whole.top = max_of(whole.top, result(w, r).load(0));
     float rescale[S::kWarps];
     TW_UNROLL for (int w = 0; w < S::kWarps; ++w) {
-      rescale[w] = weight<true>(result(w, r).load(0), finite(whole.top), 1.0f);
+      rescale[w] = weight(result(w, r).load(0), finite(whole.top), 1.0f);
       whole.sum += result(w, r).load(1) * rescale[w];
     }
     const auto weighted = [&](int column) {
       float sum = 0.0f;
-      TW_UNROLL for (int w = 0; w < S::kWarps; ++w) sum += result(w, r).load(2 + column) * rescale[w];
+      TW_UNROLL for (int w = 0; w < S::kWarps; ++w) sum += share(rescale[w], result(w, r).load(2 + column));
       return sum;
     };
     if (d.splits > 1) {
@@ -131,7 +141,7 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
     const RowEnd end = end_row<T>(p, whole, one.head, 1.0f);
     if (lane == 0) store_statistics(p, s, one, end);
     const Global<T> to = find_rows<T>(p.out, s, one.head, 0)(one.i);
-    for (int c = lane; c < head_dim_v; c += kWarpSize) to.store(c, narrow<T>(weighted(c) * end.scale));
+    for (int c = lane; c < head_dim_v; c += kWarpSize) to.store(c, narrow<T>(share(end.scale, weighted(c))));
   }
 }
 
@@ -147,15 +157,15 @@ attention_merge_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
       global<float>(static_cast<const void*>(p.workspace)) + int64_t{block_x()} * d.splits * part_floats(p);
   RowState whole;
   for (int i = 0; i < d.splits; ++i) whole.top = max_of(whole.top, parts.load(i * part_floats(p)));
-  const auto rescale = [&](int i) { return weight<true>(parts.load(i * part_floats(p)), finite(whole.top), 1.0f); };
+  const auto rescale = [&](int i) { return weight(parts.load(i * part_floats(p)), finite(whole.top), 1.0f); };
   for (int i = 0; i < d.splits; ++i) whole.sum += parts.load(i * part_floats(p) + 1) * rescale(i);
   const RowEnd end = end_row<T>(p, whole, q.head, 1.0f);
   if (thread_index() == 0) store_statistics(p, s, q, end);
   const Global<T> out = find_rows<T>(p.out, s, q.head, 0)(q.i);
   for (int c = thread_index(); c < p.head_dim_v; c += kWarpSize) {
     float sum = 0.0f;
-    for (int i = 0; i < d.splits; ++i) sum += parts.load(i * part_floats(p) + 2 + c) * rescale(i);
-    out.store(c, narrow<T>(sum * end.scale));
+    for (int i = 0; i < d.splits; ++i) sum += share(rescale(i), parts.load(i * part_floats(p) + 2 + c));
+    out.store(c, narrow<T>(share(end.scale, sum)));
   }
 }
 

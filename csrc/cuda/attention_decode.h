@@ -11,9 +11,11 @@ namespace tilewright::gpu {
 constexpr int kDecodeRows = 16;
 
 inline int64_t decode_rows(const AttentionParams& p) { return p.seqlen_q * (p.heads / p.heads_kv); }
-// With more rows the forward kernel's larger tiles read the keys less often.
+// With more rows the forward kernel's larger tiles read the keys less often. A backward reads a row's maximum in the units
+// that its own kernels work in, which are the forward kernel's.
 inline bool is_decode(const AttentionParams& p) {
-  return p.cu_seqlens_q == nullptr && p.heads_kv > 0 && decode_rows(p) <= 2 * kDecodeRows;
+  return p.cu_seqlens_q == nullptr && p.heads_kv > 0 && decode_rows(p) <= 2 * kDecodeRows &&
+         p.row_stats.data == nullptr;
 }
 
 // Splits of a sequence's keys: as many as are asked for, or so many that a large chip is busy and each has enough to do.

@@ -6,7 +6,7 @@
 
 namespace tilewright::gpu {
 
-// Of a query: its largest logit and 1 / sum from the forward, and delta, the sum of out * dout less dlse. Every weight of a row
+// Of a query: its largest score and 1 / sum from the forward (RowEnd), and delta, the sum of out * dout less dlse. Every weight of a row
 // that is not there is 0.
 struct RowTerms {
   float top = kInfinity, inverse = 0.0f, delta = 0.0f;
@@ -37,6 +37,7 @@ TW_DEVICE RowTerms load_terms(const AttentionParams& p, const Sequence& s, int h
 struct Gradient {
   float weight;        // after dropout
   float logit, score;  // gradients; that of a score is still to be multiplied by the scale
+  float product;       // of the weight and its own gradient
 };
 
 // Of tiles of pairs of a query and a key: use(n, e, gradient). x: q . k, which becomes logits; dweight: dout . v; kept: a
@@ -51,9 +52,11 @@ TW_DEVICE void to_gradients(float (&x)[kTiles][4], const float (&dweight)[kTiles
   TW_UNROLL for (int n = 0; n < kTiles; ++n) TW_UNROLL for (int e = 0; e < 4; ++e) {
     const RowTerms row = row_of(n, e);
     const float factor = kept >> (4 * n + e) & 1 ? dropout_scale : 0.0f;
-    const float weight_before = weight<kOptions>(x[n][e], row.top, unit) * row.inverse;
+    // The scores may have been summed in another order than the forward's, and the largest round to above its maximum.
+    const float weight_before = weight(least_of(x[n][e], row.top), row.top, unit) * row.inverse;
     const float dlogit = weight_before * (dweight[n][e] * factor - row.delta);
-    Gradient g{weight_before * factor, dlogit, dlogit * dcap[n][e]};
+    Gradient g{weight_before * factor, dlogit, dlogit * dcap[n][e], weight_before * factor * dweight[n][e]};
+    if (kOptions && x[n][e] == -kInfinity) g = {};
     if (cut && !sees(s, query_of(n, e).i, key_of(n, e))) g = {};
     use(n, e, g);
   }

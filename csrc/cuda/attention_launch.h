@@ -60,9 +60,11 @@ inline bool has_options(const AttentionParams& p) {
 // Kernel::run<T, kWidth, kOptions>(params, stream), kWidth being what head dims are padded to: the compile-time axes of
 // every attention kernel. Where products take most of the time, of float32 and of wide heads, one instance serves calls with
 // options and without, and the build is shorter by a quarter.
+template <class T, int kWidth>
+constexpr bool kHasPlainInstance = sizeof(T) == 2 && kWidth <= 128;
 template <class Kernel, class T, int kWidth>
 int launch_width(const AttentionParams& p, Stream stream) {
-  if constexpr (sizeof(T) == 2 && kWidth <= 128) {
+  if constexpr (kHasPlainInstance<T, kWidth>) {
     if (!has_options(p)) return Kernel::template run<T, kWidth, false>(p, stream);
   }
   return Kernel::template run<T, kWidth, true>(p, stream);

@@ -7,10 +7,23 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// What of a row's weight its sink has. Far above all keys it has everything, and 1 / sum may be 0; and where there are none.
+TW_DEVICE float sink_weight(float sink, const RowTerms& row, float unit) {
+  if (sink == -kInfinity) return 0.0f;
+  const float top = row.top * unit;
+  return row.top == kInfinity || sink - top > 80.0f ? 1.0f : weight(sink, top, 1.0f) * row.inverse;
+}
+
+// unit: of the kernels that left the rows' statistics.
+struct SinkLaunch {
+  AttentionLaunch l;
+  float unit = 1.0f;
+};
+
 template <class T>
 TW_KERNEL(kThreads)
-attention_sink_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
-  const AttentionParams& p = l.call;
+attention_sink_gradient_kernel(TW_KERNEL_ARGUMENT SinkLaunch d) {
+  const AttentionParams& p = d.l.call;
   const int head = block_x();
   const float sink = load_float<T>(p.sinks.data, p.sinks_dtype, head * p.sinks.stride[0]);
   float sum = 0.0f;
@@ -18,7 +31,7 @@ attention_sink_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
     const Sequence s = find_sequence(p, b);
     for (int i = thread_index(); i < s.seqlen_q; i += kThreads) {
       const RowTerms row = load_terms(p, s, head, i);
-      sum -= weight<true>(sink, row.top, 1.0f) * row.inverse * row.delta;
+      sum -= sink_weight(sink, row, d.unit) * row.delta;
     }
   }
   TW_UNROLL for (int step = kWarpSize / 2; step > 0; step /= 2) sum += shuffle_xor(sum, step);
@@ -32,10 +45,11 @@ attention_sink_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
 }
 
 struct SinkGradient {
-  template <class T, int, bool>
+  template <class T, int, bool kOptions>
   static int run(const AttentionParams& p, Stream stream) {
+    const SinkLaunch d{AttentionLaunch::of<T>(p), logit_unit<kOptions>(p)};
     return launch<attention_sink_gradient_kernel<T>>({p.heads}, kThreads, kThreads / kWarpSize * int{sizeof(float)},
-                                                     stream, AttentionLaunch::of<T>(p));
+                                                     stream, d);
   }
 };
 

@@ -8,24 +8,20 @@
 
 namespace tilewright::gpu {
 
-// The running maximum, and the sum of exp(logit - maximum).
+// The running maximum, in what softmax works on, and the sum of exp(logit - maximum).
 struct RowState {
   float top = -kInfinity, sum = 0.0f;
 };
 
 // What turns the numbers that softmax works on into logits; see has_options.
 template <bool kOptions>
-TW_DEVICE float logit_unit(const AttentionParams& p) {
+TW_HOST_DEVICE float logit_unit(const AttentionParams& p) {
   return kOptions ? 1.0f : static_cast<float>(p.scale);
 }
-// exp(logit - top), top being a logit as well, and finite. Without options in one instruction before the exponential; its
-// rounding of top is the same for a whole row. With options, so always of float32, the largest weight is exactly 1, and the
-// lowest float, which times log2(e) would overflow, may be a logit.
-template <bool kOptions>
-TW_DEVICE float weight(float x, float top, float unit) {
-  if constexpr (kOptions) return exp2_fast((x - top) * kLog2E);
-  return exp2_fast(fused_multiply_add(x, unit * kLog2E, -(top * kLog2E)));
-}
+// exp(logit - top) of x and a maximum as softmax works on them, the latter finite. The difference comes first: of a maximum
+// that is scaled and rounded before, it would be above 0 by the rounding, which of scores of 1e9 is an exponent of 60. So the
+// largest weight is exactly 1, however large the scores are.
+TW_DEVICE float weight(float x, float top, float unit) { return exp2_fast((x - top) * (unit * kLog2E)); }
 // -inf - -inf would be NaN.
 TW_DEVICE float finite(float top) { return top == -kInfinity ? 0.0f : top; }
 
@@ -46,7 +42,7 @@ TW_DEVICE void tiles_to_logits(float (&x)[kTiles][4], const AttentionParams& p, 
 }
 
 // Logits become weights relative to the row's maximum so far; what was summed up before is rescaled to it.
-template <bool kOptions, int kTiles, int kColumnTiles>
+template <int kTiles, int kColumnTiles>
 TW_DEVICE void to_weights(float (&x)[kTiles][4], RowState (&state)[2], float (&out)[kColumnTiles][4], float unit) {
   TW_UNROLL for (int h = 0; h < 2; ++h) {
     float top = -kInfinity;
@@ -55,11 +51,11 @@ TW_DEVICE void to_weights(float (&x)[kTiles][4], RowState (&state)[2], float (&o
     top = max_of(top, shuffle_xor(top, 2));
     const float old = state[h].top;
     state[h].top = max_of(old, top);
-    const float base = finite(state[h].top) * unit, rescale = weight<kOptions>(old, base, unit);
+    const float base = finite(state[h].top), rescale = weight(old, base, unit);
     state[h].sum *= rescale;
     TW_UNROLL for (int c = 0; c < kColumnTiles; ++c) out[c][2 * h] *= rescale, out[c][2 * h + 1] *= rescale;
     TW_UNROLL for (int n = 0; n < kTiles; ++n) TW_UNROLL for (int e = 2 * h; e < 2 * h + 2; ++e) {
-      x[n][e] = weight<kOptions>(x[n][e], base, unit);
+      x[n][e] = weight(x[n][e], base, unit);
       state[h].sum += x[n][e];
     }
   }
@@ -73,24 +69,26 @@ TW_DEVICE void drop(float (&x)[kTiles][4], const AttentionParams& p, const Seque
       x[n][e] = 0.0f;
 }
 
-// What becomes of a finished row: `scale` its weighted sum; top, a logit, and inverse are what the backward reads.
+// What becomes of a finished row: `scale` its weighted sum; top, as softmax works on it, and inverse are what the backward
+// reads: of a row without keys +inf and 0, by which every weight is 0.
 struct RowEnd {
   float scale, lse, top, inverse;
 };
 template <class T>
 TW_DEVICE RowEnd end_row(const AttentionParams& p, RowState state, int head, float unit) {
+  const float top = state.top == -kInfinity ? kInfinity : state.top;
   state.top *= unit;
   float rescale = 1.0f;
   if (p.sinks.data != nullptr) {
     const float sink = load_float<T>(p.sinks.data, p.sinks_dtype, head * p.sinks.stride[0]);
     const float joined = max_of(state.top, sink), base = finite(joined);
-    rescale = weight<true>(state.top, base, 1.0f);
-    state = {joined, state.sum * rescale + weight<true>(sink, base, 1.0f)};
+    rescale = weight(state.top, base, 1.0f);
+    state = {joined, state.sum * rescale + weight(sink, base, 1.0f)};
   }
   const float kept = p.rng != nullptr ? static_cast<float>(dropout_scale(p.dropout_p)) : 1.0f;
-  if (state.sum == 0.0f) return {0.0f, -kInfinity, kInfinity, 0.0f};  // of an empty row every weight is 0
-  const float inverse = 1.0f / state.sum;
-  return {rescale * inverse * kept, state.top + log_exact(state.sum), state.top, inverse};
+  if (state.sum == 0.0f) return {0.0f, -kInfinity, kInfinity, 0.0f};
+  const float inverse = rescale / state.sum;
+  return {inverse * kept, state.top + log_exact(state.sum), top, inverse};
 }
 
 // By one lane of a row.

@@ -40,19 +40,20 @@ using LeftFragment = Fragment<T, 4>;
 template <class T>
 using RightFragment = Fragment<T, 2>;
 
-// d (16 x 8) += a b.
-template <class T>
+// d (16 x 8) += a b. kTransposed: with the very sums of b^T a^T.
+template <class T, bool kTransposed = false>
 TW_DEVICE void multiply(float (&d)[4], const LeftFragment<T>& a, const RightFragment<T>& b) {
   if constexpr (sizeof(T) == 2) {
     multiply_16x8x16<T>(d, a.r[0], b.r[0]);
   } else {
     // Tensor cores cut off what does not fit into their sum, so long sums are rounded here (Ootomo & Yokota 2022).
     float sum[4] = {}, rest[4] = {};
-    multiply_16x8x16<BFloat16>(rest, a.r[2], b.r[0]);
+    constexpr int kLow = kTransposed ? 0 : 2;
+    multiply_16x8x16<BFloat16>(rest, a.r[kLow], b.r[2 - kLow]);
     multiply_16x8x16<BFloat16>(rest, a.r[1], b.r[1]);
-    multiply_16x8x16<BFloat16>(rest, a.r[0], b.r[2]);
-    multiply_16x8x16<BFloat16>(rest, a.r[1], b.r[0]);
-    multiply_16x8x16<BFloat16>(rest, a.r[0], b.r[1]);
+    multiply_16x8x16<BFloat16>(rest, a.r[2 - kLow], b.r[kLow]);
+    multiply_16x8x16<BFloat16>(rest, a.r[!kTransposed], b.r[kTransposed]);
+    multiply_16x8x16<BFloat16>(rest, a.r[kTransposed], b.r[!kTransposed]);
     multiply_16x8x16<BFloat16>(sum, a.r[0], b.r[0]);
     // Of an infinity the other parts are inf - inf, NaN: then the product of the first ones is the whole.
     TW_UNROLL for (int e = 0; e < 4; ++e) d[e] += is_finite(rest[e]) ? sum[e] + rest[e] : sum[e];
@@ -162,7 +163,7 @@ TW_DEVICE float sum_of_quad(float x) {
 }
 
 // d += a b^T, of a warp's 16 rows of a from `row` on and all rows of b that d has columns for.
-template <class T, int kWidth, int kTiles>
+template <bool kTransposed = false, class T, int kWidth, int kTiles>
 TW_DEVICE void multiply_rows(float (&d)[kTiles][4], const Tile<T, kWidth>& a, int row, const Tile<T, kWidth>& b) {
   static_assert(kTiles % 2 == 0);
   // float32's operands in three parts leave no registers for more than a step.
@@ -175,8 +176,8 @@ TW_DEVICE void multiply_rows(float (&d)[kTiles][4], const Tile<T, kWidth>& a, in
     TW_UNROLL for (int n = 0; n < kTiles; n += 2) {
       RightFragment<T> y[2];
       load_right(y, b, 8 * n, depth);
-      multiply<T>(d[n], x, y[0]);
-      multiply<T>(d[n + 1], x, y[1]);
+      multiply<T, kTransposed>(d[n], x, y[0]);
+      multiply<T, kTransposed>(d[n + 1], x, y[1]);
     }
   }
 }
@@ -195,6 +196,54 @@ TW_DEVICE void multiply_scores(float (&d)[kColumnTiles][4], const float (&scores
       multiply<T>(d[c + 1], x, y[1]);
     }
   }
+}
+
+// Nothing of what has no weight, whatever it is: 0 times an infinity is NaN.
+TW_DEVICE float share(float weight, float x) { return weight == 0.0f ? 0.0f : weight * x; }
+
+// The same, pair by pair: a score of 0 adds nothing, whatever its row of b holds. In a product of matrices an infinity would
+// make NaN of it.
+template <class T, int kWidth, int kTiles, int kColumnTiles>
+TW_DEVICE void add_pairs(float (&d)[kColumnTiles][4], const float (&scores)[kTiles][4], const Tile<T, kWidth>& b,
+                         int column = 0) {
+  const int lane = lane_index(), t = lane % 4;
+  float x[kTiles][4];
+  TW_UNROLL for (int n = 0; n < kTiles; ++n) TW_UNROLL for (int e = 0; e < 4; ++e) x[n][e] = scores[n][e];
+  // This is rare: one body for all tiles, which move up to be the first, for registers have no index.
+  TW_UNROLL_BY(1) for (int row = 0; row < 8 * kTiles; row += 8) {
+    TW_UNROLL for (int e = 0; e < 2; ++e) TW_UNROLL_BY(1) for (int other = 0; other < 4; ++other) {
+      const float low = shuffle(x[0][e], lane - t + other), high = shuffle(x[0][2 + e], lane - t + other);
+      TW_UNROLL for (int c = 0; c < kColumnTiles; ++c) TW_UNROLL for (int i = 0; i < 2; ++i) {
+        const float value = widen(b.element(row + 2 * other + e, column + 8 * c + 2 * t + i));
+        d[c][i] += share(low, value);
+        d[c][2 + i] += share(high, value);
+      }
+    }
+    TW_UNROLL for (int n = 1; n < kTiles; ++n) TW_UNROLL for (int e = 0; e < 4; ++e) x[n - 1][e] = x[n][e];
+  }
+}
+
+template <int kColumnTiles>
+TW_DEVICE bool all_finite(const float (&d)[kColumnTiles][4]) {
+  float seen = 0.0f;
+  TW_UNROLL for (int c = 0; c < kColumnTiles; ++c) TW_UNROLL for (int e = 0; e < 4; ++e) seen += d[c][e] - d[c][e];
+  return seen == 0.0f;
+}
+// Whether a warp's lanes, or a block's threads, all say so; every thread of it comes here. `scratch` has a float for each
+// warp, and is free.
+TW_DEVICE bool all_of_warp(bool mine) {
+  float all = mine ? 1.0f : 0.0f;
+  TW_UNROLL for (int step = kWarpSize / 2; step > 0; step /= 2) all *= shuffle_xor(all, step);
+  return all != 0.0f;
+}
+TW_DEVICE bool all_of_block(bool mine, Shared<float> scratch) {
+  const float all = all_of_warp(mine) ? 1.0f : 0.0f;
+  if (lane_index() == 0) scratch.store(warp_index(), all);
+  sync_block();
+  bool every = true;
+  for (int w = 0; w < block_threads() / kWarpSize; ++w) every = every && scratch.load(w) != 0.0f;
+  sync_block();
+  return every;
 }
 
 }  // namespace tilewright::gpu

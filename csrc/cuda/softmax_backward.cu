@@ -5,13 +5,16 @@
 namespace tilewright::gpu {
 namespace {
 
-// What an element adds to its row's sum. Excluded ones have y = 0, of log_softmax -inf, and do not count.
-TW_DEVICE float term(float y, float dy, bool log) { return log ? (y == -kInfinity ? 0.0f : dy) : y * dy; }
+// Excluded elements have y = 0, of log_softmax -inf. They get 0, and have no part in the row's sum, whatever dy holds there.
+TW_DEVICE bool excluded(float y, bool log) { return y == (log ? -kInfinity : 0.0f); }
+
+// What an element adds to its row's sum.
+TW_DEVICE float term(float y, float dy, bool log) { return excluded(y, log) ? 0.0f : log ? dy : y * dy; }
 
 template <class T>
 TW_DEVICE float gradient(float y, float dy, float sum, bool log, float scale) {
-  if (log) return y == -kInfinity ? 0.0f : (dy - exp_of<T>(y) * sum) * scale;
-  return y * (dy - sum) * scale;
+  if (excluded(y, log)) return 0.0f;
+  return (log ? dy - exp_of<T>(y) * sum : y * (dy - sum)) * scale;
 }
 
 template <class T, int V, bool kBlock>

@@ -55,9 +55,9 @@ template <class T, int V>
 TW_DEVICE void load_scores(const SoftmaxParams& p, const RowAt& at, int64_t column, float (&s)[V]) {
   if constexpr (V > 1) {
     const auto x = global<T>(p.x).template load_vector<V>(at.x + column);
-    TW_UNROLL for (int i = 0; i < V; ++i) s[i] = widen(x[i]) * static_cast<float>(p.scale);
+    TW_UNROLL for (int i = 0; i < V; ++i) s[i] = rounded_product(widen(x[i]), static_cast<float>(p.scale));
   } else {
-    s[0] = widen(global<T>(p.x).load(at.x + column * p.x_stride)) * static_cast<float>(p.scale);
+    s[0] = rounded_product(widen(global<T>(p.x).load(at.x + column * p.x_stride)), static_cast<float>(p.scale));
   }
   const auto each = [&](auto apply) {
     TW_UNROLL for (int i = 0; i < V; ++i) if (!p.causal || column + i <= at.index + p.causal_shift)
@@ -71,9 +71,9 @@ TW_DEVICE void load_scores(const SoftmaxParams& p, const RowAt& at, int64_t colu
       if (global<uint8_t>(p.mask).load(m) == 0) x = -kInfinity;
     });
   } else if (p.mask_dtype == DType::kFloat32) {
-    each([&](float& x, int64_t m) { x += global<float>(p.mask).load(m); });
+    each([&](float& x, int64_t m) { x = masked(x, global<float>(p.mask).load(m)); });
   } else {
-    each([&](float& x, int64_t m) { x += widen(global<T>(p.mask).load(m)); });
+    each([&](float& x, int64_t m) { x = masked(x, widen(global<T>(p.mask).load(m))); });
   }
 }
 

@@ -73,7 +73,9 @@ TW_DEVICE float exp2_fast(float x) {
 }
 TW_DEVICE float log2_fast(float x) { return __log2f(x); }
 TW_DEVICE float divide_fast(float x, float y) { return __fdividef(x, y); }
-TW_DEVICE float fused_multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+// A product that the compiler does not join with a later addition: what is compared with it has been rounded as well.
+TW_DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+TW_DEVICE float least_of(float a, float b) { return fminf(a, b); }
 
 // Rounds to nearest, ties away from zero, to the 10 bits of TF32's mantissa.
 TW_DEVICE uint32_t to_tf32(float x) {

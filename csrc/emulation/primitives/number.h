@@ -39,7 +39,8 @@ inline float log_exact(float x) { return std::log(x); }
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float log2_fast(float x) { return std::log2(x); }
 inline float divide_fast(float x, float y) { return x / y; }
-inline float fused_multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+inline float rounded_product(float a, float b) { return a * b; }
+inline float least_of(float a, float b) { return std::fmin(a, b); }
 
 // Rounds to nearest, ties away from zero, to the 10 bits of TF32's mantissa.
 inline uint32_t to_tf32(float x) { return (bits_of(x) + 0x1000u) & 0xFFFFE000u; }
