@@ -92,7 +92,7 @@ def on_meta() -> Tensor:
 
 
 REFUSED: dict[str, tuple[Callable[[], tuple[Any, ...]], str]] = {
-    "head dim": (lambda: (WIDE, WIDE, WIDE), "q has head dim 300; accepted are 1 to 256"),
+    "head dim": (lambda: (WIDE, WIDE, WIDE), "query has head dim 300; accepted are 1 to 256"),
     "mask dtype": (lambda: (Q.half(), K.half(), V.half(), Q.new_ones(5, 7)), "attn_mask has dtype torch.float64"),
     "complex": (lambda: (Q + 0j, K + 0j, V + 0j), "query has dtype torch.complex128"),
     "nested": (lambda: (nested(),) * 3, "query has layout nested"),
@@ -283,7 +283,7 @@ def test_explain_says_what_would_serve_and_what_has_served() -> None:
     assert f"in this process, scaled_dot_product_attention: {before + 1} calls served" in str(served)
     refused = tw.explain("scaled_dot_product_attention", WIDE, WIDE, WIDE)
     assert refused.chosen == "torch"
-    assert "runs on torch (tilewright refuses it: ValueError: q has head dim 300" in str(refused)
+    assert "runs on torch (tilewright refuses it: ValueError: query has head dim 300" in str(refused)
     assert tw.explain("scaled_dot_product_attention", on_meta(), on_meta(), on_meta()).chosen == "torch"
     assert tw.explain("scaled_dot_product_attention", Q, K, V, backend="reference").chosen == "reference"
     with pytest.raises(ValueError, match="head dim 300"):

@@ -74,9 +74,9 @@ def test_block_inside_compiled_code() -> None:
 def test_compiled_refusals_go_to_torch_and_requests_raise() -> None:
     with replace_sdpa() as sdpa:
         torch.testing.assert_close(compiled(attend)(WIDE), attend(WIDE))
-    assert set(sdpa.refused) == {"q has head dim 300; accepted are 1 to 256"}
+    assert set(sdpa.refused) == {"query has head dim 300; accepted are 1 to 256"}
     torch._dynamo.reset()
-    with replace_sdpa("cpu"), pytest.raises(Exception, match="q has head dim 300"):
+    with replace_sdpa("cpu"), pytest.raises(Exception, match="query has head dim 300"):
         compiled(attend)(WIDE)
 
 

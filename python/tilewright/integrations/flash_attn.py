@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..ops import attention as dense
 from ..ops import varlen_attention as varlen
+from ..ops._checks import autocast
 from .flash_attn_kvcache import flash_attn_with_kvcache
 from .flash_attn_options import as_bool, as_int, attention_options, unpack
 from .flash_attn_paged import attend_in_place, check_block_table, gather_pages, one_length
@@ -178,6 +179,7 @@ def flash_attn_varlen_func(
     return_attn_probs = as_bool("return_attn_probs", return_attn_probs)
     max_seqlen_q, max_seqlen_k = as_int("max_seqlen_q", max_seqlen_q), as_int("max_seqlen_k", max_seqlen_k)
     if block_table is not None:
+        q, k, v = autocast(q, k, v)  # type: ignore[assignment]
         check_block_table(block_table, q, k, v, cu_seqlens_q, cu_seqlens_k)
         gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
         if dropout_p == 0.0 and not gradient and one_length(q, cu_seqlens_q, max_seqlen_q):

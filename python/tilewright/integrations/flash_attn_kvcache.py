@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops import kvcache_attention as kvcache
-from ..ops._checks import check_lengths, check_like, shape
+from ..ops._checks import autocast, check_lengths, check_like, shape
 from ..ops._features import check_qkv
 from .flash_attn_options import as_bool, as_int, attention_options
 from .rotary import check_tables, look_up, positions_from, rotate
@@ -72,6 +72,7 @@ def flash_attn_with_kvcache(
         causal=causal, window_size=window_size, softcap=softcap, softmax_scale=softmax_scale, alibi_slopes=alibi_slopes
     )
     return_softmax_lse = as_bool("return_softmax_lse", return_softmax_lse)
+    q, k, v = autocast(q, k, v)  # type: ignore[assignment]  # not the cache, which is updated in place
     check_qkv(q, k_cache, v_cache, ("q", "k_cache", "v_cache"), 4, "(B, S, H, D)")
     k_cache, v_cache, table = _entries(q, k_cache, v_cache, cache_batch_idx, block_table)
     capacity = k_cache.shape[1] * (1 if table is None else table.shape[-1])

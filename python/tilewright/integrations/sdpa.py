@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from ..ops import attention
-from ..ops._checks import autocasting, check_float_tensor, check_like, check_number, shape
+from ..ops._checks import (
+    autocast,
+    check_dense,
+    check_float_tensor,
+    check_like,
+    check_number,
+    shape,
+    wide_under_autocast,
+)
+from ..ops._features import MAX_HEAD_DIM
 
 
 def _merge_batch(t: Tensor, batch: tuple[int, ...], rank: int) -> Tensor:
@@ -21,7 +30,7 @@ def _merge_batch(t: Tensor, batch: tuple[int, ...], rank: int) -> Tensor:
         return t
     if rank < 4:
         return t.reshape((1,) * (4 - rank) + tuple(t.shape))
-    return t.reshape(-1, *t.shape[-3:])
+    return t.reshape(math.prod(batch[:-1]), *t.shape[-3:])  # not -1, which no size answers where another is 0
 
 
 def scaled_dot_product_attention(
@@ -47,7 +56,8 @@ def scaled_dot_product_attention(
         enable_gqa: allow key and value to have fewer heads, H a multiple of Hkv.
 
     Returns:
-        (..., H, L, Ev), in query's memory order. A query that the mask excludes entirely gives 0, as in torch.
+        (..., H, L, Ev), in query's memory order. A query that the mask excludes entirely gives 0, as in torch; where
+        there is no query, or value has no elements, nothing is broadcast: zeros in query's leading dimensions.
 
     Raises:
         TypeError, ValueError: where torch raises RuntimeError, in words that name the argument.
@@ -73,13 +83,13 @@ def prepare(
     enable_gqa: bool = False,
 ) -> tuple[attention.AttentionCall, tuple[int, ...] | None]:
     """The arguments, checked, as a call of attention, and the shape of SDPA's result where attention's is another."""
+    query, key, value = autocast(query, key, value)  # type: ignore[assignment]  # None stays None, and is refused
     for name, t in (("query", query), ("key", key), ("value", value)):
         check_float_tensor(name, t)
         if t.dim() < 2:
             raise ValueError(f"{name} has shape {shape(t)}; it must have 2 or more dimensions, (..., S, E)")
-    if not autocasting(query):
-        check_like("key", key, "query", query)
-        check_like("value", value, "query", query)
+    check_like("key", key, "query", query)
+    check_like("value", value, "query", query)
     if not isinstance(is_causal, bool):
         raise TypeError(f"is_causal must be a bool, got {type(is_causal).__name__}")
     causal = "top_left" if is_causal else None
@@ -97,11 +107,19 @@ def prepare(
         )
     if value.shape[-2] != key.shape[-2]:
         raise ValueError(f"value has {value.shape[-2]} positions but key has {key.shape[-2]}; they must be the same")
+    for name, t in (("query", query), ("value", value)):
+        if not 1 <= t.shape[-1] <= MAX_HEAD_DIM:
+            raise ValueError(f"{name} has head dim {t.shape[-1]}; accepted are 1 to {MAX_HEAD_DIM}")
     batch, rank = _batch_shape(query, key, value, enable_gqa)
-    heads_kv = (*batch[:-1], key.shape[-3]) if enable_gqa else batch
-    q = _merge_batch(query, batch, rank)
-    k, v = _merge_batch(key, heads_kv, rank), _merge_batch(value, heads_kv, rank)
     mask = _merge_mask(attn_mask, batch, rank, query, key)
+    if query.shape[-2] == 0 or 0 in value.shape:
+        # What torch makes of this: zeros for query's rows, without broadcasting, and gradients of zeros but the mask's.
+        batch, rank, mask = tuple(query.shape[:-2]), query.dim(), None
+        q, k, v = (_merge_batch(t, batch, rank) for t in (query, _no_positions(key), _no_positions(value)))
+    else:
+        heads_kv = (*batch[:-1], key.shape[-3]) if enable_gqa else batch
+        q = _merge_batch(query, batch, rank)
+        k, v = _merge_batch(key, heads_kv, rank), _merge_batch(value, heads_kv, rank)
     call = attention.prepare(
         q,
         k,
@@ -118,6 +136,11 @@ def prepare(
         deterministic=False,
     )
     return call, None if rank == 4 else (*batch, query.shape[-2], value.shape[-1])
+
+
+def _no_positions(t: Tensor) -> Tensor:
+    """(0, E) of a (..., S, E), in whose graph it is."""
+    return t.reshape(-1)[:0].reshape(0, t.shape[-1])
 
 
 def is_causal_bias(kind: type) -> bool:
@@ -144,7 +167,7 @@ def _batch_shape(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) ->
         if any(len(lead) < 1 for lead in leads):
             raise ValueError("enable_gqa=True needs a head dimension: query, key and value of 3 or more dimensions")
         heads, heads_k, heads_v = (lead[-1] for lead in leads)
-        if heads_k != heads_v or heads_k == 0 or heads % heads_k != 0:
+        if heads_k != heads_v or (heads_k != 0 and heads % heads_k != 0):
             raise ValueError(
                 f"query has {heads} heads, which must be a multiple of those of key ({heads_k}) and value ({heads_v})"
             )
@@ -160,14 +183,18 @@ def _batch_shape(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) ->
         ) from None
 
 
-def _merge_mask(mask: Any, batch: tuple[int, ...], rank: int, query: Tensor, key: Tensor) -> Tensor | None:
-    if mask is None:
+def _merge_mask(given: Any, batch: tuple[int, ...], rank: int, query: Tensor, key: Tensor) -> Tensor | None:
+    if given is None:
         return None
     target = (*batch, query.shape[-2], key.shape[-2])
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"attn_mask must be a torch.Tensor, got {type(mask).__name__}")
+    if not isinstance(given, Tensor):
+        raise TypeError(f"attn_mask must be a torch.Tensor, got {type(given).__name__}")
+    check_dense("attn_mask", given)
+    mask = wide_under_autocast(given)
     if mask.dtype not in (torch.bool, torch.float32, query.dtype):
-        raise TypeError(f"attn_mask has dtype {mask.dtype}; accepted are bool, float32 and query's dtype {query.dtype}")
+        raise TypeError(
+            f"attn_mask has dtype {given.dtype}; accepted are bool, float32 and query's dtype {query.dtype}"
+        )
     try:
         fits = torch.broadcast_shapes(mask.shape, target) == torch.Size(target)
     except RuntimeError:
@@ -180,5 +207,4 @@ def _merge_mask(mask: Any, batch: tuple[int, ...], rank: int, query: Tensor, key
         mask = mask.unsqueeze(0)
     if math.prod(mask.shape[:-3]) > 1:
         mask = mask.expand(*batch[:-1], *mask.shape[-3:])
-    merged: Tensor = mask.reshape(-1, *mask.shape[-3:])
-    return merged
+    return mask.reshape(math.prod(mask.shape[:-3]), *mask.shape[-3:])

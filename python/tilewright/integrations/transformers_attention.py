@@ -100,7 +100,7 @@ def attention_forward(
     if query.shape[0] == 1 and key.shape[0] > 1:  # learned queries, the same for the whole batch
         query = query.expand(key.shape[0], -1, -1, -1)
     if s_aux is not None and s_aux.dtype != query.dtype:
-        s_aux = s_aux.to(query.dtype)
+        s_aux = s_aux.float()
     options: dict[str, Any] = {
         "softcap": softcap or 0.0,
         "sinks": s_aux,

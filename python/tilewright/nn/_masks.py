@@ -8,20 +8,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops._checks import check_device, shape
+from ..ops._checks import check_dense, check_device, shape, wide_under_autocast
 
 
-def check_mask_type(name: str, mask: Any, query: Tensor) -> None:
+def check_mask_type(name: str, mask: Any, query: Tensor) -> Tensor | None:
+    """The mask, or None; under autocast, which casts it as it casts the scores, a half one in float32."""
     if mask is None:
-        return
+        return None
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(mask).__name__}")
-    if mask.dtype not in (torch.bool, torch.float32, query.dtype):
+    check_dense(name, mask)
+    checked = wide_under_autocast(mask)
+    if checked.dtype not in (torch.bool, torch.float32, query.dtype):
         raise TypeError(
             f"{name} has dtype {mask.dtype}; accepted are bool (True is ignored), float32, or query's dtype "
             f"{query.dtype} (added)"
         )
     check_device(name, mask, "query", query)
+    return checked
 
 
 def merge_masks(
@@ -54,7 +58,7 @@ def merge_masks(
                 f"key_padding_mask has shape {shape(key_padding_mask)}; it must be "
                 f"{'(N, S)' if batched else '(S,)'} = {expected}"
             )
-        parts.append(key_padding_mask.view(-1, 1, 1, keys))
+        parts.append(key_padding_mask.view(batch, 1, 1, keys))
     if appended:
         parts = [F.pad(part, (0, appended)) for part in parts]
     if not parts:

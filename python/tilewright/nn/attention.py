@@ -111,7 +111,7 @@ class MultiheadAttention(nn.MultiheadAttention):
                 ops) or float (added to the scores).
             need_weights: also return the attention weights.
             attn_mask: (L, S) or (N * H, L, S); bool (True is IGNORED) or float (added; gets a gradient). A float mask
-                is float32 or has query's dtype.
+                is float32 or has query's dtype; under autocast any but float64.
             average_attn_weights: the mean of the heads' weights instead of each head's.
             is_causal: a promise that attn_mask is the causal mask, which must be given too. As in torch the mask is
                 then not read, unless weights are wanted or there is a key_padding_mask.
@@ -125,8 +125,8 @@ class MultiheadAttention(nn.MultiheadAttention):
             TypeError, ValueError: an argument is wrong; the message names it.
         """
         batch, length, keys = self._check(query, key, value)
-        check_mask_type("key_padding_mask", key_padding_mask, query)
-        check_mask_type("attn_mask", attn_mask, query)
+        key_padding_mask = check_mask_type("key_padding_mask", key_padding_mask, query)
+        attn_mask = check_mask_type("attn_mask", attn_mask, query)
         if is_causal and attn_mask is None:
             raise ValueError(
                 "is_causal=True was given without attn_mask; it only says that attn_mask is the causal mask "
@@ -141,8 +141,6 @@ class MultiheadAttention(nn.MultiheadAttention):
         mask = merge_masks(
             None if by_bound else attn_mask, key_padding_mask, batched, (batch, self.num_heads, length, keys), appended
         )
-        if mask is not None and mask.dtype in (torch.float16, torch.bfloat16) and mask.dtype != q.dtype:
-            mask = mask.float()  # query's type, and autocast computes in another
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
@@ -173,7 +171,7 @@ class MultiheadAttention(nn.MultiheadAttention):
                 )
         sequence_axis = 1 if self.batch_first and query.dim() == 3 else 0
         for name, (t, size) in features.items():
-            if not autocasting(t):
+            if not autocasting(t) or torch.float64 in (t.dtype, self.out_proj.weight.dtype):  # which it leaves alone
                 check_like(name, t, "the module's weight", self.out_proj.weight)
             if t.dim() not in (2, 3) or t.dim() != query.dim():
                 raise ValueError(
