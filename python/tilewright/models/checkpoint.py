@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from . import tied
 from .config import GPTConfig
 from .hub import Source, open_source
 
@@ -103,13 +104,11 @@ def _read_file(path: Path, device: torch.device) -> dict[str, Tensor]:
 def _match(tensors: dict[str, Tensor], model: GPT, where: str) -> None:
     """Fill in a tied output layer, then raise one ``ValueError`` that lists everything that does not fit the model."""
     expected = model.state_dict()
-    if model.config.tie_word_embeddings and "wte.weight" in tensors:
-        head = tensors.setdefault("lm_head.weight", tensors["wte.weight"])
-        if head is not tensors["wte.weight"] and not torch.equal(head, tensors["wte.weight"]):
-            raise ValueError(
-                f"{where}: tie_word_embeddings is true, but lm_head.weight differs from wte.weight; "
-                f"set it to false in config.json to keep both"
-            )
+    if model.config.tie_word_embeddings:
+        differ = tied.why_not_one(tensors)
+        if differ is not None:
+            raise ValueError(f"{where}: {differ}")
+        tied.complete(tensors)
     problems = [f"missing: {name} {tuple(t.shape)}" for name, t in expected.items() if name not in tensors]
     for name, tensor in tensors.items():
         if name not in expected:
@@ -130,8 +129,12 @@ def save(model: GPT, folder: str | Path, *, tokenizer: Tokenizer | None) -> None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight":
+    state = model.state_dict()
+    differ = tied.why_not_one(state) if model.config.tie_word_embeddings else None
+    if differ is not None:
+        raise ValueError(f"the model cannot be saved: {differ}")
+    for name, tensor in state.items():
+        if name == tied.OUTPUT:
             if model.config.tie_word_embeddings:
                 continue
         else:

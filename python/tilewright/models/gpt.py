@@ -6,6 +6,8 @@ Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops._checks import autocasting
-from . import checkpoint
+from . import checkpoint, tied
 from .cache import KVCache, LayerCache
 from .config import GPTConfig
 from .generate import generate
@@ -82,12 +84,34 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.tie_weights()
+        self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]
         self.apply(self._initialise)
 
     def tie_weights(self) -> None:
         """Share the token embedding with the output layer, where the configuration says so."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.wte.weight
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch; a weight that is tied may be under either of its names, or under both if it is the same."""
+        if strict and self.config.tie_word_embeddings and isinstance(state_dict, Mapping):
+            # A copy with the metadata, which torch keeps as an attribute. Without strict either name reaches the one
+            # weight, and safetensors' load_model wants to hear that the other is missing.
+            metadata = getattr(state_dict, "_metadata", None)
+            state_dict = OrderedDict(state_dict)
+            tied.complete(state_dict)
+            if metadata is not None:
+                state_dict._metadata = metadata  # type: ignore[attr-defined]
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+        if self.config.tie_word_embeddings:
+            differ = tied.why_not_one(state_dict, prefix)
+            if differ is not None:
+                raise ValueError(differ)  # before anything is loaded, unlike what torch collects
+            if metadata.get("assign_to_params_buffers", False):
+                tied.complete(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, metadata, *rest)
 
     @torch.no_grad()
     def _initialise(self, module: nn.Module) -> None:
@@ -261,6 +285,11 @@ class GPT(nn.Module):
                     "a cache serves inference: call model.eval() and run under torch.no_grad() or inference_mode()"
                 )
             cache.check_room(*shape)
+
+
+def _tie_again(model: GPT, incompatible: Any) -> None:
+    """After loading by assignment, which puts a parameter of its own under each name."""
+    model.tie_weights()
 
 
 def _check_ids(name: str, ids: Tensor, limit: int, ignored: int | None = None) -> None:
