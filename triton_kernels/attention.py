@@ -20,14 +20,13 @@ from .attention_tile import (
     key_range,
     load_tile,
     logits,
-    natural_log,
-    rescale,
     sequence,
     signed,
     softmax_weights,
     unit,
     whole_tiles,
 )
+from .attention_pairs import attend_pairs, not_finite
 from .math import LOG2E, cast, dot, store
 
 
@@ -95,11 +94,11 @@ def _attend(
             s, i[:, None], j[None, :], mask, stride_mask_q, stride_mask_k, slope, seqlen_q, tl.minimum(seqlen_k, end),
             shift, left, right, scale, softcap, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_LEFT, HAS_RIGHT, MASKED,
         )  # fmt: skip
-        new = tl.maximum(m, tl.max(s, 1) * factor)
+        new = tl.maximum(m, tl.max(s, 1))
         # A row with no key so far subtracts 0: -inf - -inf would be NaN.
         base = tl.where(new == float("-inf"), 0.0, new)
-        alpha = rescale(m, base, NATURAL)
-        p = softmax_weights(s, base[:, None], factor, NATURAL)
+        alpha = softmax_weights(m, base, factor)
+        p = softmax_weights(s, base[:, None], factor)
         total = total * alpha + tl.sum(p, 1)
         m = new
         if HAS_DROPOUT:
@@ -143,7 +142,7 @@ def attention_forward(
 
     Program (block of rows of a sequence and head, split). With PACKED the head is a key head, and row r is query
     r // group of the group's head r % group. With SPLIT the parts go to PARTS: see attention_decode.merge."""
-    NATURAL: tl.constexpr = MASK == "float" or HAS_ALIBI
+    EXCLUDES: tl.constexpr = HAS_LEFT or HAS_RIGHT or HAS_DROPOUT or MASK != ""
     if PACKED:
         heads_kv = heads // group
         block, plane, blocks = block_and_plane(seqlen_q * group, BLOCK_M)
@@ -214,33 +213,45 @@ def attention_forward(
             CHECK_D, CHECK_DV, TMA and (part == 1 or not (VARLEN or CACHE)), part != 1,
         )  # fmt: skip
 
+    factor = unit(scale, HAS_SOFTCAP, MASK == "float" or HAS_ALIBI)
+    if EXCLUDES:
+        if not_finite(acc):
+            acc = attend_pairs(
+                q_rows, used, i, m, lo, hi, keys, values, mask, slope, dropout_plane, stride_ks, stride_vs, stride_kb,
+                stride_vb, stride_mask_q, stride_mask_k, table, page_size, pages, seqlen_q, seqlen_k, shift, left,
+                right, scale, sign, softcap, RNG, threshold, head_dim, head_dim_v, factor,
+                SIGNED, BLOCK_DV, PAGED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
+            )  # fmt: skip
+
     if SPLIT:
-        # [sequence and head][split][row][Dv + 2]: O, the maximum as a natural logarithm, the sum.
+        # [sequence and head][split][row][Dv + 2]: O, the maximum, the sum.
         number = (plane.to(tl.int64) * splits + tl.program_id(1)) * blocks * BLOCK_M
         out = PARTS + (number + rows) * (head_dim_v + 2)
         tl.store(out[:, None] + dv[None, :], acc, mask=used[:, None] & (dv[None, :] < head_dim_v))
-        tl.store(out + head_dim_v, natural_log(m, NATURAL), mask=used)
+        tl.store(out + head_dim_v, m, mask=used)
         tl.store(out + head_dim_v + 1, total, mask=used)
         return
-    top = m
+    # From here on in logits. The sink is a key without a value: `inverse` is what O and the weights are multiplied by.
+    top = m * factor
+    inverse = 1.0
     if HAS_SINKS:
         sink = tl.load(SINKS + head, mask=used, other=0.0).to(tl.float32)
-        if not NATURAL:
-            sink = sink * LOG2E
-        top = tl.maximum(m, sink)
-        base = tl.where(top == float("-inf"), 0.0, top)
-        alpha = rescale(m, base, NATURAL)
-        total = total * alpha + rescale(sink, base, NATURAL)
-        acc = acc * alpha[:, None]
+        joined = tl.maximum(top, sink)
+        base = tl.where(joined == float("-inf"), 0.0, joined)
+        inverse = tl.exp2((top - base) * LOG2E)
+        total = total * inverse + tl.exp2((sink - base) * LOG2E)
+        top = joined
     empty = total == 0.0
-    inverse = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, total))
+    inverse = tl.where(empty, 0.0, inverse / tl.where(empty, 1.0, total))
     out = acc * (inverse * dropout_scale)[:, None]
+    if EXCLUDES:
+        out = tl.where(inverse[:, None] == 0.0, 0.0, out)  # whatever a key of no weight holds
     o_rows = OUT + batch * stride_ob + at[0] * stride_os + at[1] * stride_oh
     store(o_rows[:, None] + dv[None, :], out, used[:, None] & (dv[None, :] < head_dim_v))
-    lse = tl.where(empty, float("-inf"), natural_log(top, NATURAL) + tl.log(tl.where(empty, 1.0, total)))
+    lse = tl.where(empty, float("-inf"), top + tl.log(tl.where(empty, 1.0, total)))
     tl.store(LSE + batch * stride_lb + at[0] * stride_ls + at[1] * stride_lh, lse, mask=used)
     if HAS_STATS:
-        # Of an empty row max = +inf, so that every weight is 0.
+        # Of a row without keys max = +inf, so that every weight is 0.
         stats = STATS + (batch * stride_tb + at[0] + at[1] * stride_th) * 2
-        tl.store(stats, tl.where(empty, float("inf"), top), mask=used)
+        tl.store(stats, tl.where(m == float("-inf"), float("inf"), m), mask=used)
         tl.store(stats + 1, inverse, mask=used)

@@ -33,6 +33,7 @@ from .attention_tile import (
     unit,
     whole_tiles,
 )
+from .attention_pairs import keys_by_pairs, not_finite, rows_by_pairs
 from .math import cast, dot, store, wide
 
 
@@ -51,7 +52,11 @@ def weights_and_gradient(
         s, i, j, mask, stride_mask_q, stride_mask_k, slope, seqlen_q, seqlen_k, shift, left, right, scale, softcap,
         MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_LEFT, HAS_RIGHT, MASKED,
     )  # fmt: skip
-    p = softmax_weights(s, m, unit(scale, HAS_SOFTCAP, NATURAL), NATURAL) * inverse
+    # The scores may have been summed in another order than the forward's, and the largest round to above its maximum.
+    p = softmax_weights(tl.minimum(s, m), m, unit(scale, HAS_SOFTCAP, NATURAL)) * inverse
+    if OF_LOGITS:  # summed as they are
+        seen = s != float("-inf")
+        p, dp = tl.where(seen, p, 0.0), tl.where(seen, dp, 0.0)
     dropped = p
     if HAS_DROPOUT:
         dropped = tl.where(kept, p, 0.0)
@@ -59,6 +64,8 @@ def weights_and_gradient(
     if AXIS >= 0:
         delta = tl.expand_dims(tl.sum(p * dp, AXIS), AXIS) - delta
     ds = p * (dp - delta)
+    if OF_LOGITS:
+        ds = tl.where(seen, ds, 0.0)
     if HAS_SOFTCAP and not OF_LOGITS:
         ds = ds * dcap
     return dropped, ds, delta
@@ -192,6 +199,19 @@ def attention_backward_rows(
                     TMA and (part == 1 or not VARLEN), part != 1, -1, BLOCK_N,
                 )  # fmt: skip
                 dq = dot(cast(ds, k.dtype), k, dq)
+    if HAS_LEFT or HAS_RIGHT or HAS_DROPOUT or MASK != "":
+        if not_finite(dq):
+            factor = unit(scale, HAS_SOFTCAP, MASK == "float" or HAS_ALIBI)
+            for _round in tl.range(0, 2, num_stages=1):  # the first one for delta alone
+                dq, products = rows_by_pairs(
+                    queries, gradients, used, i, lo, hi, keys, values, m, inverse, delta, mask, slope, plane,
+                    stride_qs, stride_ds, stride_ks, stride_vs, stride_mask_q, stride_mask_k,
+                    seqlen_q, seqlen_k, shift, left, right, scale, sign, softcap, RNG, threshold, dropout_scale,
+                    head_dim, head_dim_v, factor,
+                    SIGNED, BLOCK_D, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
+                )  # fmt: skip
+                delta = products - dlse
+    delta = tl.where(m == float("inf"), -dlse, delta)  # without a key out is 0, whatever dout is
     terms = TERMS + (batch * stride_eb + h * stride_eh + at) * 4
     tl.store(terms, m, mask=used)
     tl.store(terms + 1, inverse, mask=used)
@@ -298,6 +318,29 @@ def attention_backward_keys(
                     dvalue = dot(cast(p, dout.dtype), dout, dvalue)
                 if WANT_DK:
                     dk = dot(cast(ds, q.dtype), q, dk)
+    if HAS_LEFT or HAS_RIGHT or HAS_DROPOUT or MASK != "":
+        if not_finite(dk) | not_finite(dvalue):
+            dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+            dvalue = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
+            for member in tl.range(0, group, num_stages=1):
+                head = kv_head * group + member
+                h = wide(head)
+                mask = MASK_PTR
+                if MASK != "":
+                    mask = MASK_PTR + b.to(tl.int64) * stride_mask_b + h * stride_mask_h
+                slope = 0.0
+                if HAS_ALIBI:
+                    slope = tl.load(SLOPES + b.to(tl.int64) * stride_slopes_b + h * stride_slopes_h)
+                dk, dvalue = keys_by_pairs(
+                    dk, dvalue, j < seqlen_k, j, lo, hi,
+                    Q + batch * stride_qb + h * stride_qh + first_q * stride_qs,
+                    DOUT + batch * stride_db + h * stride_dh + first_q * stride_ds,
+                    keys, values, TERMS + (batch * stride_eb + h * stride_eh + first_q) * 4, mask, slope,
+                    b * heads + head, stride_qs, stride_ds, stride_ks, stride_vs, stride_mask_q, stride_mask_k,
+                    seqlen_q, seqlen_k, shift, left, right, scale, sign, softcap, RNG, threshold, dropout_scale,
+                    head_dim, head_dim_v, unit(scale, HAS_SOFTCAP, MASK == "float" or HAS_ALIBI),
+                    SIGNED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
+                )  # fmt: skip
     at = first_k + j.to(tl.int64)
     if WANT_DK:
         if SIGNED:

@@ -54,11 +54,11 @@ def append(
 def merge(
     PARTS, OUT, LSE, SINKS,
     stride_ob, stride_oh, stride_os, stride_lb, stride_lh, stride_ls,
-    heads, group, seqlen_q, head_dim_v, splits, rows_padded,
+    heads, group, seqlen_q, head_dim_v, splits, rows_padded, unit,
     HAS_SINKS: tl.constexpr, PACKED: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
 ):  # fmt: skip
     """out = sum over splits of O exp(m - top) / sum of l exp(m - top), BLOCK_SPLITS at a time with a running maximum:
-    all of 256 at once would not fit into the registers.
+    all of 256 at once would not fit into the registers. unit: what turns m into logits.
 
     Program (query of a sequence and query head).
     """
@@ -70,10 +70,7 @@ def merge(
     dv = tl.arange(0, BLOCK_DV)
     inside = dv < head_dim_v
     top = tl.full([], float("-inf"), tl.float32)
-    if HAS_SINKS:
-        top = tl.load(SINKS + head).to(tl.float32)
-    # The sink is a key without a value.
-    total = tl.where(top == float("-inf"), 0.0, 1.0)
+    total = tl.full([], 0.0, tl.float32)
     out = tl.zeros([BLOCK_DV], tl.float32)
     for start in tl.range(0, splits, BLOCK_SPLITS):
         part = start + tl.arange(0, BLOCK_SPLITS)
@@ -84,10 +81,20 @@ def merge(
         o = tl.load(at[:, None] + dv[None, :], mask=used[:, None] & inside[None, :], other=0.0)
         new = tl.maximum(top, tl.max(m, 0))
         base = tl.where(new == float("-inf"), 0.0, new)
-        weight, rescale = tl.exp(m - base), tl.exp(top - base)
+        weight, rescale = tl.exp((m - base) * unit), tl.exp((top - base) * unit)
         total = total * rescale + tl.sum(sums * weight, 0)
-        out = out * rescale + tl.sum(o * weight[:, None], 0)
+        out = out * rescale + tl.sum(tl.where(weight[:, None] == 0.0, 0.0, o * weight[:, None]), 0)
         top = new
+    top = top * unit
+    if HAS_SINKS:
+        # A key without a value.
+        sink = tl.load(SINKS + head).to(tl.float32)
+        joined = tl.maximum(top, sink)
+        base = tl.where(joined == float("-inf"), 0.0, joined)
+        rescale = tl.exp(top - base)
+        total = total * rescale + tl.exp(sink - base)
+        out = tl.where(rescale == 0.0, 0.0, out * rescale)
+        top = joined
     empty = total == 0.0
     safe = tl.where(empty, 1.0, total)
     b, head, i = b.to(tl.int64), head.to(tl.int64), i.to(tl.int64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .math import LN2, LOG2E, dot, multiply_add, philox_kept, tanh, tanh_derivative, wide
+from .math import LOG2E, dot, philox_kept, tanh, tanh_derivative, wide
 
 
 @triton.jit
@@ -228,8 +228,8 @@ def logits(
 ):
     """From q . k to what softmax_weights takes, excluded pairs at -inf; and the derivative of the cap, if there is one.
 
-    That is the logits where something is added to the scores, and otherwise what scale * log2(e), or log2(e), is still
-    to be multiplied with.
+    That is the logits where something is added to the scores or caps them, and otherwise what the scale is still to be
+    multiplied with.
     """
     dcap = s
     if HAS_SOFTCAP:
@@ -248,49 +248,30 @@ def logits(
         if MASK == "bool":
             s = tl.where(found != 0, s, float("-inf"))
         else:
-            s += found.to(tl.float32)
+            found = found.to(tl.float32)
+            s = tl.where(found == float("-inf"), found, s + found)  # whatever the score is, NaN as well
     if MASKED:
         s = tl.where(visible(i, j, seqlen_q, seqlen_k, shift, left, right, HAS_LEFT, HAS_RIGHT), s, float("-inf"))
     return s, dcap
 
 
-# Row maxima are kept in units of log 2, so that a weight is one multiply-add and one exp2; large scores keep the
-# precision of their differences, since the product is not rounded. Where a float mask or ALiBi has been added they are
-# natural logarithms ("NATURAL"): log2(e) times a mask of finfo.min would overflow.
+# Row maxima are scores as logits() answers them. A weight is the exponential of a difference that is taken first: of a
+# maximum that was scaled and rounded before, the largest score would differ by its rounding, which of scores of 1e9 is
+# an exponent of 60.
 
 
 @triton.jit
 def unit(scale, HAS_SOFTCAP: tl.constexpr, NATURAL: tl.constexpr):
-    """What turns logits() into the units of the row maxima; positive."""
-    if NATURAL:
+    """What the numbers that logits() answers are still to be multiplied by; positive."""
+    if NATURAL or HAS_SOFTCAP:
         return 1.0
-    if HAS_SOFTCAP:
-        return LOG2E
-    return scale * LOG2E
+    return scale
 
 
 @triton.jit
-def softmax_weights(s, m, factor, NATURAL: tl.constexpr):
-    """exp(logit - maximum)."""
-    if NATURAL:
-        return tl.exp2((s - m) * LOG2E)
-    return tl.exp2(multiply_add(s, factor, -m))
-
-
-@triton.jit
-def rescale(m, base, NATURAL: tl.constexpr):
-    """exp(m - base) of two row maxima."""
-    if NATURAL:
-        return tl.exp2((m - base) * LOG2E)
-    return tl.exp2(m - base)
-
-
-@triton.jit
-def natural_log(m, NATURAL: tl.constexpr):
-    """A row maximum as a natural logarithm."""
-    if NATURAL:
-        return m
-    return m * LN2
+def softmax_weights(s, m, factor):
+    """exp(logit - maximum), of scores or of a row's earlier maximum."""
+    return tl.exp2((s - m) * (factor * LOG2E))
 
 
 @triton.jit

@@ -18,12 +18,10 @@ def dot(a, b, acc):
     """acc + a @ b, summed in float32. float32 operands keep nearly all of their precision, as three TF32 products each:
     one would miss the accuracy gate, and multiplications outside of the tensor cores take many times as long."""
     if _UPCAST:
-        if a.dtype == tl.float32:
-            # Tensor cores add 4 to 16 products before they round; the interpreter's matrix product rounds after each.
-            return acc + tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64).to(tl.float32)
-        # The interpreter multiplies bfloat16 as if its bits were integers.
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
+        # Tensor cores add 4 to 16 products before they round, and a product has the sums of its transpose. The
+        # interpreter's rounds after each, in an order that depends on how it lies; and it takes the bits of bfloat16 for
+        # integers.
+        return acc + tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64).to(tl.float32)
     return tl.dot(a, b, acc, input_precision="tf32x3")
 
 

@@ -115,7 +115,8 @@ def _scores(
         if BOOL_MASK:
             live = live & (m != 0)
         else:
-            s += m.to(tl.float32)
+            m = m.to(tl.float32)
+            s = tl.where(m == -_INF, -_INF, s + m)  # whatever the score is, NaN as well
     if CAUSAL:
         live = live & _kept(row, column, causal_shift, 1)
     return tl.where(live, s, -_INF)
@@ -221,20 +222,19 @@ def softmax_forward_looped(
 def _load_gradient(
     y, y3, dy, d3, causal_shift, row, column, live, EVICT: tl.constexpr, LOG: tl.constexpr, CAUSAL: tl.constexpr
 ):  # fmt: skip
-    """y and dy of a tile, in float32. What is excluded has y = 0 (LOG: -inf) and must not count in a sum of dy."""
+    """y and dy of a tile, in float32. What is excluded has y = 0 (LOG: -inf) and does not count, whatever its dy is."""
     if CAUSAL:
         live = live & _kept(row, column, causal_shift, _LOADED)
     p = tl.load(y + column * y3, live, other=-_INF if LOG else 0.0, eviction_policy=EVICT).to(tl.float32)
     g = tl.load(dy + column * d3, live, other=0.0, eviction_policy=EVICT).to(tl.float32)
-    if LOG:
-        g = tl.where(p == -_INF, 0.0, g)
-    return p, g
+    return p, tl.where(p == (-_INF if LOG else 0.0), 0.0, g)
 
 
 @triton.jit
 def _store_gradient(dx, ds, at, p, g, total, scale, live, LOG: tl.constexpr, PRECISE: tl.constexpr):
     """The gradient of the scores to ds, and that of x to dx, where they are wanted."""
     s = g - _exp(p, PRECISE) * total if LOG else p * (g - total)
+    s = tl.where(p == (-_INF if LOG else 0.0), 0.0, s)
     if dx is not None:
         store(dx + at, s * scale, live)
     if ds is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +30,7 @@ from .triton_attention_call import (
     features,
     hand_over,
     in_rows,
+    logit_unit,
     packed_rows_first,
     padded_widths,
     room_for,
@@ -113,7 +113,7 @@ def _run_forward(
     if splits > 1:
         attention_decode.merge[grid(seqlen_q * batch * heads)](
             parts, out, lse, call.sinks, *strides(out), *strides(lse), heads, group, seqlen_q, out.shape[-1], splits,
-            rows_padded, HAS_SINKS=call.sinks is not None, PACKED=packed, BLOCK_DV=widths["BLOCK_DV"],
+            rows_padded, logit_unit(call), HAS_SINKS=call.sinks is not None, PACKED=packed, BLOCK_DV=widths["BLOCK_DV"],
             BLOCK_SPLITS=MERGED_AT_A_TIME,
         )  # fmt: skip
     hand_over(out, result)
@@ -292,9 +292,12 @@ def _run_backward(
 
 def _sink_gradient(call: Any, terms: Tensor) -> Tensor:
     """dsink_h = -sum over its rows of exp(sink - lse) delta, from (..., H, S, 4): maximum, 1 / sum and delta."""
-    natural = (call.mask is not None and call.mask.dtype != torch.bool) or call.alibi_slopes is not None
     top, inverse, delta = terms[..., :3].unbind(-1)
-    weights = torch.exp(call.sinks.float()[:, None] - (top if natural else top * math.log(2.0))) * inverse
+    sinks = call.sinks.float()[:, None]
+    above = sinks - top * logit_unit(call)
+    # Far above all keys the sink has everything, and 1 / sum may be 0; and where there are none (top is +inf).
+    everything = (above > 80.0) | (top == torch.inf)
+    weights = torch.where(everything, 1.0, torch.exp(above) * inverse).masked_fill(sinks == -torch.inf, 0.0)
     total = (weights * delta).sum(-1)
     return -(total.sum(0) if total.dim() == 2 else total).to(call.sinks.dtype)
 

@@ -40,6 +40,12 @@ def features(call: Any) -> dict[str, Any]:
     }
 
 
+def logit_unit(call: Any) -> float:
+    """What a row's maximum is to be multiplied by to be a logit: the kernels' `unit`."""
+    added = (call.mask is not None and call.mask.dtype != torch.bool) or call.alibi_slopes is not None
+    return 1.0 if added or call.softcap > 0.0 else abs(call.scale) or 1.0
+
+
 def padded_widths(head_dim: int, head_dim_v: int) -> dict[str, Any]:
     """Head dims are padded to powers of two inside the kernel, at least to what a matrix instruction takes."""
     block_d, block_dv = (max(16, triton.next_power_of_2(n)) for n in (head_dim, head_dim_v))
