@@ -100,7 +100,7 @@ attention_map.__doc__ = f"""Attention weights, ``softmax(scale * q @ k^T)``, of 
 def _check_rows(rows: Any, seqlen_q: int) -> Tensor:
     """int64 positions in host memory, none negative."""
     if rows is None:
-        return torch.arange(seqlen_q)
+        return torch.arange(seqlen_q, device="cpu")
     if isinstance(rows, Tensor):
         if rows.dim() != 1 or rows.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"rows must be a one-dimensional int32 or int64 tensor, got {rows.dtype} {shape(rows)}")
@@ -110,7 +110,7 @@ def _check_rows(rows: Any, seqlen_q: int) -> Tensor:
     for row in rows:
         if not -seqlen_q <= row < seqlen_q:
             raise ValueError(f"rows holds {row}; q has {seqlen_q} positions")
-    return torch.tensor([row % seqlen_q for row in rows], dtype=torch.int64)
+    return torch.tensor([row % seqlen_q for row in rows], dtype=torch.int64, device="cpu")
 
 
 def _check_lse(lse: Any, call: AttentionCall) -> None:

@@ -67,7 +67,7 @@ def generate(
             f"num_return_sequences={num_return_sequences} needs do_sample=True: greedy continuations are all the same"
         )
     sampler = Sampler(do_sample, temperature, top_k, top_p, repetition_penalty, seed, model.device)
-    stops = _stop_tokens(stop_token, config.eos_token_ids, config.vocab_size).to(model.device)
+    stops = _stop_tokens(stop_token, config.eos_token_ids, config.vocab_size, model.device)
 
     prompts, real = (t.repeat_interleave(num_return_sequences, 0) for t in (prompts, real))
     was_training = model.training
@@ -152,7 +152,7 @@ def _left_padded(
             raise ValueError(f"prompt {index} holds token {wrong}; tokens must be in [0, vocab_size={vocab_size})")
     width = max(map(len, rows))
     prompts = torch.tensor([[0] * (width - len(row)) + row for row in rows], dtype=torch.int64, device=device)
-    starts = torch.tensor([width - len(row) for row in rows], device=device)
+    starts = torch.tensor([width - len(row) for row in rows], dtype=torch.int64, device=device)
     return prompts, torch.arange(width, device=device) >= starts.unsqueeze(1)
 
 
@@ -196,7 +196,9 @@ def _length_limit(width: int, max_new_tokens: int | None, max_length: int | None
     return max_length - width
 
 
-def _stop_tokens(stop_token: int | Sequence[int] | str | None, eos: tuple[int, ...], vocab_size: int) -> Tensor:
+def _stop_tokens(
+    stop_token: int | Sequence[int] | str | None, eos: tuple[int, ...], vocab_size: int, device: torch.device
+) -> Tensor:
     if stop_token is None:
         given: list[int] = []
     elif isinstance(stop_token, str):
@@ -209,7 +211,7 @@ def _stop_tokens(stop_token: int | Sequence[int] | str | None, eos: tuple[int, .
             _check_int("stop_token", token, 0)
             if token >= vocab_size:
                 raise ValueError(f"stop_token={token} is not a token; the vocabulary has {vocab_size}")
-    return torch.tensor(given, dtype=torch.int64)
+    return torch.tensor(given, dtype=torch.int64, device=device)
 
 
 def _check_int(name: str, value: Any, least: int) -> None:
