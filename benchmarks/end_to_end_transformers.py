@@ -83,12 +83,12 @@ QUICK = {"float32": (Case("prefill", 1, 64), Case("train", 1, 32), Case("generat
 
 
 def ways(model: Any, apply: Callable[..., Any]) -> dict[str, Any]:
-    """A copy of the model for each way, as weights may be moved."""
+    """A copy of the model for each way: gate's and up's weights are moved together where the MLPs are fused."""
     models = {way: copy.deepcopy(model) for way in WAYS}
     models["eager"].set_attn_implementation("eager")
     models["sdpa"].set_attn_implementation("sdpa")
     apply(models["tilewright attention"], mlp=False)
-    apply(models["tilewright attention + mlp"])
+    apply(models["tilewright attention + mlp"], **({"pack": True} if apply is apply_to_llama else {}))
     return models
 
 

@@ -67,6 +67,24 @@ def test_and_what_hangs_there_later(name: str, what: str) -> None:
         model(**given)
 
 
+MODULES = {
+    "gpt2": ("transformer.h.0.mlp", "forward"),
+    "bert": ("bert.encoder.layer.0", "feed_forward_chunk"),
+    "llama": ("model.layers.0.mlp", "forward"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_whose_own_method_was_exchanged_is_refused(name: str) -> None:
+    model = build(name)
+    path, method = MODULES[name]
+    module = model.get_submodule(path)
+    setattr(module, method, getattr(module, method))
+    with pytest.raises(ValueError, match=f"it has a {method} of its own, which would go on being called"):
+        APPLY[name](model)
+    assert not fused(model)
+
+
 EVERYWHERE: dict[str, Callable[..., Any]] = {
     "forward": every.register_module_forward_hook,
     "forward pre": every.register_module_forward_pre_hook,

@@ -102,3 +102,12 @@ def test_what_cannot_be_replaced_changes_nothing() -> None:
     with pytest.raises(ValueError, match="1: embed_dim / num_heads = 512"):
         replace_attention(model)
     assert type(model[0]) is nn.MultiheadAttention
+
+
+def test_a_forward_of_its_own_would_go_on_being_called() -> None:
+    model = encoder()
+    attention = model.layers[1].self_attn
+    attention.forward = attention.forward
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn has a forward of its own"):
+        replace_attention(model)
+    assert type(model.layers[0].self_attn) is type(attention) is nn.MultiheadAttention

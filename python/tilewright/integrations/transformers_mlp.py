@@ -225,6 +225,8 @@ def __getattr__(name: str) -> type:
 def why_not(module: nn.Module, family: str) -> str | None:
     """Why a module cannot run fused: its activation, or a layer that is not the plain one any more."""
     row, parts = FAMILIES[family], _part_classes(family)
+    if row.method in vars(module):
+        return f"it has a {row.method} of its own, which would go on being called"
     for path, accepted in parts:
         layer = _follow(module, path)
         if type(layer) is not accepted:

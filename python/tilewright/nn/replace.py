@@ -56,6 +56,8 @@ def replace_attention(model: nn.Module) -> Replaced:
         raise ValueError("model has no torch.nn.MultiheadAttention (subclasses of it are left alone)")
     for name, module in found.items():
         check_served(module.head_dim, module.dropout, f"{name or 'model'}: ")
+        if "forward" in vars(module):
+            raise ValueError(f"{name or 'model'} has a forward of its own, which would go on being called")
     restore: list[Callable[[], Any]] = []
     for module in found.values():
         restore.append(keep_from_being_bypassed(module).remove)
