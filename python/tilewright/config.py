@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .errors import SettingError
+
 #: Every backend.
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
@@ -28,7 +30,8 @@ _requested = _Requested()
 
 def check_backend(name: str, argument: str = "backend") -> str:
     if name not in BACKENDS:
-        raise ValueError(f"{argument}={name!r} is not a backend; choose one of {', '.join(map(repr, BACKENDS))}")
+        kind = SettingError if argument == ENVIRONMENT_VARIABLE else ValueError
+        raise kind(f"{argument}={name!r} is not a backend; choose one of {', '.join(map(repr, BACKENDS))}")
     return name
 
 

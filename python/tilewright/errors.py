@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+class SettingError(ValueError):
+    """An environment variable has a value that is not accepted. The message names it, and what is."""
+
+
 class BackendError(RuntimeError):
     """No implementation can serve this call. The message lists every backend that was considered and its reason."""
 

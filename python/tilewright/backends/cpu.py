@@ -8,7 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import SettingError
 from .compiled import Kernels, implementations
+
+#: Names the instruction set that the kernels use instead of the best; read by the module when it is imported.
+ISA = "TILEWRIGHT_CPU_ISA"
 
 
 @functools.cache
@@ -16,6 +20,8 @@ def unavailable() -> str | None:
     try:
         importlib.import_module("tilewright._cpu")
     except ImportError as error:
+        if ISA in str(error):  # a name that does not exist: not a machine without kernels
+            raise SettingError(str(error)) from None
         return _why_missing(error)
     return None
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import emulator
+from ..errors import SettingError
 from .compiled import Kernels, implementations
 
 EMULATE = "TILEWRIGHT_CUDA_EMULATE"
@@ -22,7 +23,7 @@ def emulated() -> bool:
     """Whether the kernels run in the emulator. Read once."""
     value = os.environ.get(EMULATE, "")
     if value not in ("", "0", "1"):
-        raise ValueError(f"{EMULATE}={value!r}: accepted are 1 (run CUDA kernels in the emulator), 0 and unset")
+        raise SettingError(f"{EMULATE}={value!r}: accepted are 1 (run CUDA kernels in the emulator), 0 and unset")
     return value == "1"
 
 

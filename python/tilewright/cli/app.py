@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import SettingError
 from .bench import bench
 from .console import UserError
 from .demo import demo
@@ -62,6 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit: 0 done, 1 something failed or was not found, 2 the command was given wrong."""
     try:
         code = app(arguments, standalone_mode=False)
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import inspect
 import operator
 import typing
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,6 +26,10 @@ from ..dispatch import select
 from ._checks import batching_gradients, transforming
 
 _LIBRARY = torch.library.Library("tilewright", "DEF")
+
+# torch.jit.trace warns of every comparison of sizes, since what it decided is not recorded. Those that the checks make
+# decide nothing but whether to raise, and an operator takes any sizes.
+warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"tilewright\.(ops|integrations)\.")
 
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
@@ -146,7 +152,8 @@ class Op:
             return self._public(self._transformable.apply(*call, backend or ""))
         if compiling or _must_see_operator(call, self._tensor_indices):
             # The context is read when the operator runs, so that compiled code obeys use_backend as well.
-            if not self._wants_gradient(call):
+            # What is traced once may want gradients later.
+            if not self._wants_gradient(call) and not torch.jit.is_tracing():
                 call = self.without_grad(call)
             return self._public(self.operator(*call, backend or ""))
         requested = requested_backend(backend)
@@ -266,9 +273,10 @@ def _getter(indices: tuple[int, ...]) -> Callable[[Any], tuple[Any, ...]]:
 
 
 def _must_see_operator(values: Any, indices: Any) -> bool:
-    """True when something other than plain eager execution is watching, modes, transforms or subclasses, and when a
-    tensor is more than what its data pointer says. Of such, torch's dispatcher makes plain ones for an operator."""
-    if torch._C._len_torch_dispatch_stack() > 0 or transforming():
+    """True when something other than plain eager execution is watching, modes, transforms, torch.jit.trace or
+    subclasses, and when a tensor is more than what its data pointer says. Of such, torch's dispatcher makes plain ones
+    for an operator."""
+    if torch._C._len_torch_dispatch_stack() > 0 or transforming() or torch._C._get_tracing_state() is not None:
         return True
     for i in indices:
         t = values[i]
@@ -310,6 +318,17 @@ def _for_each_entry(function: Callable[..., Any], info: Any, in_dims: Sequence[i
     return type(results[0])(stacked), type(results[0])([0] * len(stacked))
 
 
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """torch.jit.trace records the operator. Inside, where sizes have to be numbers, it sees nothing."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[arg-type]
+
+
 def _laid_out_as(promised: Tensor, gradient: Tensor) -> Tensor:
     """A gradient with the strides that compiled code was promised. Backends differ in them."""
     return gradient if gradient.stride() == promised.stride() else promised.copy_(gradient)
@@ -337,6 +356,10 @@ def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autogra
         return outputs if n_outputs > 1 else outputs[0]
 
     def forward(*args: Any) -> Any:
+        with _untraced():
+            return implementation(*args)
+
+    def implementation(*args: Any) -> Any:
         _check_memory(op, [(op.call._fields[i], args[i]) for i in op._tensor_indices])  # type: ignore[attr-defined]
         return unwrap(op.run_forward(op.call(*args[:-1]), requested_backend(args[-1] or None)))
 
