@@ -10,18 +10,17 @@ from .options import JsonFile
 
 def info(json: JsonFile = None) -> None:
     """Show this machine, the versions in use, and which backends work here (with the reason where one does not)."""
-    import os
 
     from .. import emulator
     from ..bench.environment import environment
     from ..build_info import missing_reason
-    from ..config import ENVIRONMENT_VARIABLE
+    from ..config import ENVIRONMENT_VARIABLE, requested_backend
     from ..registry import TABLE
 
     found = environment()
     found["build"] = {target: missing_reason(target) for target in ("cpu", "cuda")}
     found["cuda_emulator"] = emulator.state()
-    found["backend_requested"] = os.environ.get(ENVIRONMENT_VARIABLE) or None
+    found["backend_requested"] = requested_backend(None) or None
     found["ops"] = {op: list(rows) for op, rows in TABLE.items()}
     print_table(("", ""), _machine_rows(found), "machine")
     print()

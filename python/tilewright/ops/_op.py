@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.jit._trace import TracerWarning
 
 from ..config import requested_backend
 from ..dispatch import select
@@ -29,7 +30,7 @@ _LIBRARY = torch.library.Library("tilewright", "DEF")
 
 # torch.jit.trace warns of every comparison of sizes, since what it decided is not recorded. Those that the checks make
 # decide nothing but whether to raise, and an operator takes any sizes.
-warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"tilewright\.(ops|integrations)\.")
+warnings.filterwarnings("ignore", category=TracerWarning, module=r"tilewright\.(ops|integrations)\.")
 
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
@@ -153,7 +154,7 @@ class Op:
         if compiling or _must_see_operator(call, self._tensor_indices):
             # The context is read when the operator runs, so that compiled code obeys use_backend as well.
             # What is traced once may want gradients later.
-            if not self._wants_gradient(call) and not torch.jit.is_tracing():
+            if not self._wants_gradient(call) and torch._C._get_tracing_state() is None:
                 call = self.without_grad(call)
             return self._public(self.operator(*call, backend or ""))
         requested = requested_backend(backend)
@@ -322,11 +323,11 @@ def _for_each_entry(function: Callable[..., Any], info: Any, in_dims: Sequence[i
 def _untraced() -> Iterator[None]:
     """torch.jit.trace records the operator. Inside, where sizes have to be numbers, it sees nothing."""
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[arg-type]
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)  # type: ignore[arg-type]
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def _laid_out_as(promised: Tensor, gradient: Tensor) -> Tensor:

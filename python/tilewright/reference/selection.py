@@ -1,5 +1,6 @@
-"""Products of the attention matrix in which an excluded pair, or one of weight 0, has no part: not 0 times a value, which
-is NaN for an infinity, but nothing. In either direction, so that this holds for derivatives of every order and mode."""
+"""Products of the attention matrix in which an excluded pair, or one of weight 0, has no part: not 0 times a value,
+which is NaN for an infinity, but nothing. In either direction, so that this holds for derivatives of every order and
+mode."""
 
 from __future__ import annotations
 

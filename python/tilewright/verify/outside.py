@@ -26,7 +26,7 @@ UNITS = 64.0
 
 
 def tensors_of(case: Case, seed: int = 0) -> list[str]:
-    """Every float tensor of the case: its arguments by name, and ``d`` + the output's name for the outputs' gradients."""
+    """Every float tensor of the case: arguments by name, and ``d`` + the output's name for the outputs' gradients."""
     maker = Maker(seed, case.dtype)
     arguments = case.make(maker)
     names = [n for n, t in arguments.items() if isinstance(t, Tensor) and t.is_floating_point()]
