@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from tilewright.integrations.adjacent import as_one, notice_changes, pack, why_not_pack
+from tilewright.integrations.adjacent import as_one, notice_changes, pack, unpack, why_not_pack
 
 X = torch.randn(2, 4)
 
@@ -157,3 +157,20 @@ def test_packed_memory_can_be_shared_afterwards() -> None:
     with torch.no_grad():
         second.data.fill_(2)
         assert joined(first, second)[3:].eq(2).all()
+
+
+def test_unpacked_each_has_its_own_again_unless_somebody_reads_it() -> None:
+    weights = packed()
+    values = torch.cat(weights)
+    for kept in (weights[0].data, weights[1].detach().numpy()):
+        unpack(*weights)
+        assert as_one(*weights) is not None
+        del kept
+    unpack(*weights)
+    assert as_one(*weights) is None and why_not_pack(*weights) is None
+    assert torch.equal(torch.cat(weights), values)
+    unpack(*weights)
+    pack(*weights)
+    weights[0].share_memory_()
+    unpack(*weights)
+    assert as_one(*weights) is not None

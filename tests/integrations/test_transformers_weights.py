@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch as safetensors
 import torch
 import torch.distributed as dist
 from test_transformers_patch import APPLY
-from tiny_transformers import assert_rounding, assert_same_gradients, build, gradients, inputs, logits
+from tiny_transformers import assert_rounding, assert_same_gradients, build, checkpoint, gradients, inputs, logits
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import tilewright as tw
+from tilewright.integrations import transformers_mlp
 from tilewright.integrations.transformers import apply_to_llama
 
 #: The linear layers that one call replaces, in the first layer of each model.
@@ -128,6 +132,61 @@ def test_packing_is_asked_for() -> None:
         assert mlp.gate_proj.weight.data_ptr() + mlp.gate_proj.weight.nbytes == mlp.up_proj.weight.data_ptr()
         patch.undo()
         assert torch.equal(logits(model, given), theirs[0])
+
+
+def test_packed_models_are_checkpointed() -> None:
+    model, given = build("llama").train(), inputs("llama")
+    theirs = gradients(model, given)
+    apply_to_llama(model, pack=True)
+    checkpoint(model)
+    assert_same_gradients(gradients(model, given), theirs)
+
+
+def test_packed_models_are_copied_and_saved(tmp_path: Path) -> None:
+    model, given = build("llama"), inputs("llama")
+    patch = apply_to_llama(model, pack=True)
+    with torch.no_grad():
+        theirs = logits(model, given)
+        model.save_pretrained(tmp_path)
+        safetensors.save_file(model.state_dict(), tmp_path / "all.safetensors")
+        torch.save(model.state_dict(), tmp_path / "all.pt")
+        others = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), type(model).from_pretrained(tmp_path)]
+        for load in (torch.load, safetensors.load_file):
+            others.append(build("llama"))
+            others[-1].load_state_dict(load(tmp_path / ("all.pt" if load is torch.load else "all.safetensors")))
+        for other in others:
+            assert_rounding(logits(other.eval(), given), theirs, "a copy")
+            for parameter in other.parameters():
+                parameter.zero_()
+        assert_rounding(logits(model, given), theirs, "a changed copy changes the original")
+        with pytest.raises(RuntimeError, match="found no suitable name"):
+            safetensors.save_model(model, tmp_path / "model.safetensors")
+        patch.undo()
+        safetensors.save_model(model, tmp_path / "model.safetensors")
+        assert_rounding(logits(model, given), theirs, "undone")
+
+
+def test_what_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fused = transformers_mlp.ffn
+    monkeypatch.setattr(transformers_mlp, "ffn", lambda *a, **k: (calls.append("ffn"), fused(*a, **k))[1])
+    model, several, one = build("llama"), inputs("llama"), one_row("llama")
+
+    def fused_calls(given: dict[str, torch.Tensor]) -> int:
+        calls.clear()
+        with torch.no_grad():
+            model(**given)
+        return len(calls)
+
+    apply_to_llama(model, attention=False)
+    assert (fused_calls(several), fused_calls(one)) == (2, 0)
+    with tw.use_backend("cpu"):
+        assert fused_calls(one) == 2
+    apply_to_llama(model, attention=False, pack=True)
+    assert (fused_calls(several), fused_calls(one)) == (2, 2)
+    # On a GPU a copy pays later; the rule asks for nothing but the place of x and its sizes.
+    assert not transformers_mlp._copy_pays(torch.empty(31, 32, device="meta"))
+    assert transformers_mlp._copy_pays(torch.empty(32, 32, device="meta"))
 
 
 def test_packing_is_refused_where_it_matters() -> None:

@@ -118,3 +118,12 @@ def pack(first: Parameter, second: Parameter) -> None:
     with torch.inference_mode(False), torch.no_grad():
         both = torch.cat((first, second))
         first.data, second.data = both[: len(first)], both[len(first) :]
+
+
+def unpack(first: Parameter, second: Parameter) -> None:
+    """Give each of two packed parameters memory of its own again, unless somebody else reads what they have now."""
+    storage = first.untyped_storage()
+    alone = torch._C._storage_Use_Count(storage._cdata) == SOLE_OWNER + 1  # the two, where a sole owner is one
+    if _are_adjacent(first, second) and alone and not (first.device.type == "cpu" and first.is_shared()):
+        with torch.inference_mode(False), torch.no_grad():
+            first.data, second.data = first.clone(), second.clone()

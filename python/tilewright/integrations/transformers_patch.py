@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from .adjacent import pack as pack_weights
-from .adjacent import why_not_pack
+from .adjacent import unpack, why_not_pack
 from .transformers_attention import NAME, register
 from .transformers_mlp import FAMILIES, fused_class, is_fused, modelling_module, original_class, why_not
 
@@ -74,9 +75,10 @@ def apply_to_llama(
 
     Args:
         pack: move the weights of each gate and up next to each other now, so that no call copies them, and decoding is
-            fused too. They stay parameters of their own, with their names and values; ``undo`` leaves them where they
-            are. Only for whole models, and last: what moves them again (``to``, a cast, a deep copy, loading by
-            assignment) separates them, and calls copy again. Addresses that were taken before (CUDA graphs) go stale.
+            fused too. They stay parameters of their own, with their names and values, in one storage: tools that look
+            at storages notice (``safetensors.torch.save_model`` refuses such a model; ``undo`` gives each its own).
+            Only for whole models, and last: what moves them again (``to``, a cast, a deep copy, loading by assignment)
+            separates them, and calls copy again. Addresses that were taken before (CUDA graphs) go stale.
 
     Raises:
         ValueError: as there; or with pack, a weight is in shared or pinned memory, a part of a larger storage, or held
@@ -129,6 +131,7 @@ def _change_model(patch: Patch, model: nn.Module, family: str, attention: bool, 
             )
     for pair in weights.values():
         pack_weights(*pair)
+        patch._undo.append(partial(unpack, *pair))
     for _, module in plain:
         base: Any = type(module)
         _change_class(patch, module, fused_class(base, family))
