@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops._checks import accumulator
-from ..ops._features import broadcast_strides, unit_last_stride
+from ..ops._checks import accumulator, unit_last_stride
+from ..ops._features import broadcast_strides
 from ..ops.attention import OP as ATTENTION_OP
 from ..ops.attention import AttentionCall
 from ..ops.ffn import ACTIVATIONS, FfnCall

@@ -9,8 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
+from ..ops._checks import unit_last_stride
 from ..ops._dropout import dropout_scale, dropout_threshold
-from ..ops._features import unit_last_stride
 from ..ops.attention import OP as ATTENTION_OP
 from ..ops.attention import AttentionCall
 from ..ops.kvcache_attention import MAX_SPLITS, KvcacheAttentionCall, capacity

@@ -133,6 +133,11 @@ def check_lengths(name: str, t: Any, size: int, what: str, like: Tensor) -> None
     check_device(name, t, "q", like)
 
 
+def unit_last_stride(t: Tensor) -> Tensor:
+    """``t`` itself, or a copy when its last dimension is strided, which no kernel reads."""
+    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
+
+
 def transforming() -> bool:
     """Whether a functorch transform (torch.vmap, torch.func.grad) is being applied. Its tensors have no memory."""
     return torch._C._functorch.peek_interpreter_stack() is not None

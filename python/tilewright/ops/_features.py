@@ -78,11 +78,6 @@ def check_heads(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str], he
             raise ValueError(f"{name} has head dim {t.shape[-1]}; accepted are 1 to {MAX_HEAD_DIM}")
 
 
-def unit_last_stride(t: Tensor) -> Tensor:
-    """``t`` itself, or a copy when its last dimension is strided, which no kernel reads."""
-    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
-
-
 def broadcast_strides(t: Tensor) -> tuple[int, ...]:
     """The strides, 0 along dimensions of size 1, so that every index reads the one element."""
     return tuple(0 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True))

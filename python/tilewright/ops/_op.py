@@ -24,7 +24,7 @@ from torch.jit._trace import TracerWarning
 
 from ..config import requested_backend
 from ..dispatch import select
-from ._checks import batching_gradients, transforming
+from ._checks import batching_gradients, transforming, unit_last_stride
 
 _LIBRARY = torch.library.Library("tilewright", "DEF")
 
@@ -84,6 +84,8 @@ class Op:
                     required one as the first output, which has its shape and dtype
     intermediates   outputs that exist for the backward only; they come last
     passes_through  fields whose gradient is the output's gradient itself
+    rows            fields whose last dimension is contiguous, as their checks made it; an operator, which torch hands
+                    tensors of its own making to, makes it so again
     gradient_like   an uninitialised gradient of a named field: memory of its own, laid out as the kernels write it
     mutates         fields that may be written in place
     written         of a call, the tensors that it writes
@@ -101,6 +103,7 @@ class Op:
     saved: tuple[str, ...] = ()
     intermediates: tuple[str, ...] = ()
     passes_through: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
     gradient_like: Callable[[Any, str], Tensor] = contiguous_gradient
     mutates: tuple[str, ...] = ()
     written: Callable[[Any], tuple[Tensor, ...]] = nothing
@@ -116,6 +119,7 @@ class Op:
         set_(self, "_any_gradient", tuple(fields.index(f) for f in self.differentiable + self.passes_through))
         set_(self, "_tensor_indices", tuple(fields.index(f) for f in tensors))
         set_(self, "_saved_indices", tuple(fields.index(f) for f in self.saved))
+        set_(self, "_row_indices", frozenset(fields.index(f) for f in self.rows))
         set_(self, "_option_indices", tuple(i for i, f in enumerate(fields) if f not in tensors))
         replaced = [f for f in tensors if f not in self.saved and hints[f] is Tensor]
         set_(self, "_replaced_indices", tuple(fields.index(f) for f in replaced))
@@ -132,6 +136,7 @@ class Op:
     _any_gradient: tuple[int, ...] = field(init=False, repr=False)
     _tensor_indices: tuple[int, ...] = field(init=False, repr=False)
     _saved_indices: tuple[int, ...] = field(init=False, repr=False)
+    _row_indices: frozenset[int] = field(init=False, repr=False)
     _option_indices: tuple[int, ...] = field(init=False, repr=False)
     _replaced_indices: tuple[int, ...] = field(init=False, repr=False)
     _public_count: int = field(init=False, repr=False)
@@ -295,6 +300,11 @@ def _address(t: Tensor) -> int:
         return 0
 
 
+def _in_rows(op: Op, fields: Sequence[Any]) -> list[Any]:
+    """Zero tensors, for one, come out of the dispatcher as one number, expanded."""
+    return [unit_last_stride(t) if i in op._row_indices and t is not None else t for i, t in enumerate(fields)]
+
+
 def _check_memory(op: Op, tensors: Sequence[tuple[str, Tensor | None]]) -> None:
     """Of what the dispatcher made of the tensors: kernels are handed addresses."""
     for name, t in tensors:
@@ -323,6 +333,9 @@ def _for_each_entry(function: Callable[..., Any], info: Any, in_dims: Sequence[i
 def _untraced() -> Iterator[None]:
     """torch.jit.trace records the operator. Inside, where sizes have to be numbers, it sees nothing."""
     state = torch._C._get_tracing_state()
+    if state is None:
+        yield
+        return
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         yield
@@ -362,7 +375,7 @@ def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autogra
 
     def implementation(*args: Any) -> Any:
         _check_memory(op, [(op.call._fields[i], args[i]) for i in op._tensor_indices])  # type: ignore[attr-defined]
-        return unwrap(op.run_forward(op.call(*args[:-1]), requested_backend(args[-1] or None)))
+        return unwrap(op.run_forward(op.call(*_in_rows(op, args[:-1])), requested_backend(args[-1] or None)))
 
     def fake(*args: Any) -> Any:
         return unwrap(op.allocate(op.call(*args[:-1])))
@@ -421,7 +434,7 @@ def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autogra
 
     def split(args: tuple[Any, ...]) -> tuple[Any, tuple[Tensor, ...], tuple[Tensor | None, ...], list[bool], str]:
         grads, outputs = args[:n_outputs], args[n_outputs : 2 * n_outputs]
-        call = op.call(*args[2 * n_outputs : 2 * n_outputs + n_fields])
+        call = op.call(*_in_rows(op, args[2 * n_outputs : 2 * n_outputs + n_fields]))
         return call, outputs, grads, args[-2], args[-1]
 
     def backward_operator(*args: Any) -> list[Tensor]:

@@ -132,6 +132,7 @@ OP = Op(
     saved=("x", "w_in", "w_out", "b_in", "b_out", "rng"),
     intermediates=("pre",),
     passes_through=("residual",),
+    rows=("b_in", "b_out", "rng"),
     without_grad=_without_grad,
 )
 

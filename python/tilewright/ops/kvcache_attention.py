@@ -9,8 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import accumulator, autocast, check_dense, check_device, check_int, check_lengths, check_like, shape
-from ._features import OPTIONS_DOC, check_features, check_heads, check_qkv, pairs, tensor_bytes, unit_last_stride
+from ._checks import (
+    accumulator,
+    autocast,
+    check_dense,
+    check_device,
+    check_int,
+    check_lengths,
+    check_like,
+    shape,
+    unit_last_stride,
+)
+from ._features import OPTIONS_DOC, check_features, check_heads, check_qkv, pairs, tensor_bytes
 from ._op import Cost, Op
 from .attention import LAYOUTS, empty_output
 
@@ -273,6 +283,7 @@ OP = Op(
     allocate=allocate,
     cost=cost,
     prepare=prepare,
+    rows=("q", "k", "v", "cache_seqlens", "block_table", "sinks"),
     mutates=("k_cache", "v_cache"),
     written=written,
     check_values=check_values,

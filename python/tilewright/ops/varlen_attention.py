@@ -8,9 +8,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import accumulator, autocast, check_dense, check_int, check_lengths, check_probability, shape
+from ._checks import (
+    accumulator,
+    autocast,
+    check_dense,
+    check_int,
+    check_lengths,
+    check_probability,
+    shape,
+    unit_last_stride,
+)
 from ._dropout import draw_rng
-from ._features import OPTIONS_DOC, check_features, check_heads, check_qkv, pairs, tensor_bytes, unit_last_stride
+from ._features import OPTIONS_DOC, check_features, check_heads, check_qkv, pairs, tensor_bytes
 from ._op import Cost, Op
 from .attention import gradient_like, without_grad
 
@@ -172,6 +181,7 @@ OP = Op(
     differentiable=("q", "k", "v", "mask", "sinks"),
     saved=("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "mask", "alibi_slopes", "sinks", "rng"),
     intermediates=("row_stats",),
+    rows=("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "sinks", "rng"),
     gradient_like=gradient_like,
     without_grad=without_grad,
     check_values=check_values,

@@ -1,0 +1,122 @@
+"""Numbers are the same wherever they lie, and however torch says what they are.
+
+One tensor of a case at a time is laid out in memory in another way, or is in another of the states that a tensor can
+be in; its results have to be those of the same numbers in a plain tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..catalog import OPS
+from .case import Case
+from .substitute import difference, results
+
+
+def _strided(t: Tensor) -> Tensor:
+    """Every third element of wider memory, in each dimension."""
+    wide = t.new_full([3 * n for n in t.shape], 1)
+    return wide[tuple(slice(1, None, 3) for _ in t.shape)].copy_(t)
+
+
+def _padded(t: Tensor) -> Tensor:
+    wide = t.new_full([n + 3 for n in t.shape], 1)
+    return wide[tuple(slice(1, 1 + n) for n in t.shape)].copy_(t)
+
+
+def _reversed(t: Tensor) -> Tensor:
+    """The first dimension innermost in memory."""
+    order = tuple(reversed(range(t.dim())))
+    return t.permute(order).contiguous().permute(order)
+
+
+def _turned(t: Tensor) -> Tensor:
+    """All dimensions but the last in reverse, as heads that stand behind positions."""
+    order = (*reversed(range(t.dim() - 1)), t.dim() - 1)
+    return t.permute(order).contiguous().permute(order)
+
+
+def _expanded(t: Tensor) -> Tensor:
+    """One number for all."""
+    return t.flatten()[:1].view((1,) * t.dim()).expand(t.shape)
+
+
+def _first_expanded(t: Tensor) -> Tensor:
+    """The first of each dimension but the last for all, as a row that is shared."""
+    return t[tuple(slice(0, 1) for _ in t.shape[:-1])].expand(t.shape)
+
+
+def _windows(t: Tensor) -> Tensor:
+    """Overlapping: the last two dimensions as frames of a signal."""
+    if t.dim() < 2:
+        return t
+    frames, length = t.shape[-2:]
+    signal = torch.cat((t[..., 0, :], t[..., 1:, -1]), -1)
+    found = signal.unfold(-1, length, 1)
+    assert found.shape[-2:] == (frames, length)
+    return found
+
+
+def _negated(t: Tensor) -> Tensor:
+    return torch._neg_view(-t.contiguous())
+
+
+def _conjugate(t: Tensor) -> Tensor:
+    """The imaginary part of a conjugate: negated, and strided."""
+    if t.dtype not in (torch.float32, torch.float64):
+        return _negated(t)
+    return torch.complex(t, -t).conj().imag
+
+
+def _zero(t: Tensor) -> Tensor:
+    return torch._efficientzerotensor(t.shape, dtype=t.dtype, device=t.device)
+
+
+def _lazy(t: Tensor) -> Tensor:
+    return torch._lazy_clone(t)
+
+
+def _parameter(t: Tensor) -> Tensor:
+    return torch.nn.Parameter(t.clone(), requires_grad=False)
+
+
+def _inference(t: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return t.clone()
+
+
+#: What may be done to any tensor; to one that is not updated in place, whose last dimension may then be strided, and
+#: whose elements may share memory; and to one of floats, whose values may change.
+ANY = (_turned, _padded, _lazy)
+READ = (_strided, _reversed)
+FLOATS = (_expanded, _first_expanded, _windows, _negated, _conjugate, _zero)
+
+
+def layouts_of(case: Case, tensor: str, t: Tensor) -> list[Callable[[Tensor], Tensor]]:
+    if tensor in OPS[case.op][0].mutates:
+        # A cache's last dimension is contiguous: nothing of it is copied.
+        return [_turned, _cache_rows, _lazy]
+    return [*ANY, *READ, *(FLOATS if t.is_floating_point() else ())]
+
+
+def _cache_rows(t: Tensor) -> Tensor:
+    wide = t.new_full([n + 3 for n in t.shape], 1)
+    return wide[tuple(slice(1, 1 + n) for n in t.shape)].copy_(t)
+
+
+def problems(case: Case, backend: str, tensor: str, t: Tensor, seed: int = 0) -> Iterator[str]:
+    """Where another layout of ``tensor``, which is ``t``, changes a result."""
+    for layout in layouts_of(case, tensor, t):
+        found = results(case, backend, tensor, layout, seed)
+        plain = results(case, backend, tensor, lambda t, layout=layout: _plain(layout(t)), seed)
+        for name, result in found.items():
+            problem = difference(result, plain[name])
+            if problem:
+                yield f"{name} {problem} when {tensor} is {layout.__name__.strip('_')}"
+
+
+def _plain(t: Tensor) -> Tensor:
+    return torch.zeros(t.shape, dtype=t.dtype, device=t.device) + t if t.is_floating_point() else t.contiguous()
