@@ -10,16 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_tile import (
-    PIECE,
-    bounded,
-    kept_by_dropout,
-    load_terms,
-    logits,
-    signed,
-    softmax_weights,
-)
-from .math import wide
+from .attention_tile import PIECE, bounded, load_terms, logits, signed, softmax_weights
+from .math import philox, wide
 
 
 @triton.jit
@@ -61,11 +53,14 @@ def _share(weight, x):
 
 
 @triton.jit
-def _kept(rng, i, j, plane, threshold, ROWS: tl.constexpr):
-    """(ROWS, 1): whether dropout keeps the weights of queries i, (ROWS, 1), and key j."""
-    four = kept_by_dropout(rng, i, j // 4 * 4, plane, threshold, ROWS, 4)
-    mine = tl.arange(0, 4)[None, :] == j % 4
-    return tl.sum((four & mine).to(tl.int32), 1)[:, None] > 0
+def _kept(rng, i, j, plane, threshold):
+    """Whether dropout keeps the weights of queries i and keys j; blocks of indices that broadcast together. As
+    kept_by_dropout, but for a single column or row, which draws of four are too wide for."""
+    zero = (i + j + plane) * 0
+    w0, w1, w2, w3 = philox(rng, (j // 4 + zero).to(tl.uint32), (i + zero).to(tl.uint32), (plane + zero).to(tl.uint32))
+    lane = j % 4 + zero
+    word = tl.where(lane == 0, w0, tl.where(lane == 1, w1, tl.where(lane == 2, w2, w3)))
+    return word >= threshold.to(tl.uint32)
 
 
 @triton.jit
@@ -92,7 +87,7 @@ def attend_pairs(
         )  # fmt: skip
         p = tl.where(s == float("-inf"), 0.0, softmax_weights(s, base, factor))
         if HAS_DROPOUT:
-            p = tl.where(_kept(rng, i[:, None], j, plane, threshold, ROWS), p, 0.0)
+            p = tl.where(_kept(rng, i[:, None], _one(j), plane, threshold), p, 0.0)
         at = _row(values, j, stride_vs, table, page_size, pages, stride_vp, PAGED)
         v = tl.load(at + dv, mask=dv < head_dim_v, other=0.0).to(tl.float32)
         acc += _share(p, v[None, :])
@@ -145,7 +140,7 @@ def rows_by_pairs(
         dp = _dots(gradients + i.to(tl.int64) * stride_ds, used, values + wide(j) * stride_vs, head_dim_v)
         kept = True
         if HAS_DROPOUT:
-            kept = _kept(rng, i[:, None], j, plane, threshold, ROWS)
+            kept = _kept(rng, i[:, None], _one(j), plane, threshold)
         _p, ds, product = _gradients(
             s, dp, i[:, None], _one(j), m[:, None], inverse[:, None], delta[:, None], kept, mask, slope,
             stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, sign, softcap, dropout_scale,
@@ -166,7 +161,6 @@ def keys_by_pairs(
     HAS_DROPOUT: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
 ):  # fmt: skip
     """dK and dV, without their scales, of keys j, with what queries [begin, end) of one head add to them."""
-    KEYS: tl.constexpr = used.shape[0]
     d, columns_v = tl.arange(0, dk.shape[1]), tl.arange(0, dv.shape[1])
     for i in tl.range(begin, end, num_stages=1):
         query, gradient = queries + wide(i) * stride_qs, gradients + wide(i) * stride_ds
@@ -174,7 +168,7 @@ def keys_by_pairs(
         dp = _dots(values + j.to(tl.int64) * stride_vs, used, gradient, head_dim_v)
         kept = True
         if HAS_DROPOUT:
-            kept = tl.trans(kept_by_dropout(rng, _one(i), tl.min(j, 0), plane, threshold, 1, KEYS))
+            kept = _kept(rng, _one(i), j[:, None], plane, threshold)
         row = tl.zeros([1], tl.int32) + i
         m, inverse, delta = load_terms(terms, row, seqlen_q)
         p, ds, _product = _gradients(

@@ -332,7 +332,7 @@ def _for_each_entry(function: Callable[..., Any], info: Any, in_dims: Sequence[i
 @contextmanager
 def _untraced() -> Iterator[None]:
     """torch.jit.trace records the operator. Inside, where sizes have to be numbers, it sees nothing."""
-    state = torch._C._get_tracing_state()
+    state: Any = torch._C._get_tracing_state()
     if state is None:
         yield
         return
