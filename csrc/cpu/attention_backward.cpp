@@ -333,6 +333,13 @@ Status backward_as(const AttentionParams& p) {
   };
   run(plan.strips,
       [&](const Sequence& s, const HeadGroup& group, int64_t index, int) { prepare_strip(plan, s, group, index); });
+  if (p.dmask.data != nullptr) {
+    parallel_for(exact_delta_tasks<A>(p), threads, [&](int64_t task, int thread) {
+      Carver own = thread_memory(thread);
+      MaskWorkspace<A> w(p, own);
+      exact_delta(p, plan.stats, plan.rows(), task, w);
+    });
+  }
   if (p.dq.data != nullptr || p.dk.data != nullptr || p.dv.data != nullptr) {
     run(plan.shares, [&](const Sequence& s, const HeadGroup& group, int64_t share, int thread) {
       Carver own = thread_memory(thread);

@@ -16,7 +16,8 @@ constexpr int64_t kMaskStrips = 4;
 
 template <class A>
 struct MaskWorkspace {
-  A *keys, *values, *queries, *grads, *probs, *ds, *sums;
+  A *keys, *values, *queries, *grads, *probs, *ds;
+  double* sums;  // over whole batches, which cancel: an element may be the sum of everything
   Strip<A>* strip;
   TileBuffers<A> buffers;
   MaskWorkspace(const AttentionParams& p, Carver& carver) : buffers(p, kMaskKeys, kStripLanes<A>, carver) {
@@ -27,7 +28,7 @@ struct MaskWorkspace {
     grads = carver.take<A>(p.head_dim_v * lanes);
     probs = carver.take<A>(kMaskKeys * lanes);
     ds = carver.take<A>(kMaskKeys * lanes);
-    sums = carver.take<A>(kMaskStrips * kMaskKeys * lanes);
+    sums = carver.take<double>(kMaskStrips * kMaskKeys * lanes);
     strip = carver.take<Strip<A>>(1);
   }
 };
@@ -50,6 +51,67 @@ int64_t mask_gradient_tasks(const AttentionParams& p) {
   return tiles.batch * tiles.heads * tiles.rows * tiles.keys;
 }
 
+// The strip of one head whose first row is `row`, and its statistics; of lanes without a row those of no weight.
+template <class A>
+struct HeadStrip {
+  static constexpr int lanes = kStripLanes<A>;
+  alignas(64) A max[lanes], inverse[lanes], delta[lanes], dlse[lanes];
+
+  HeadStrip(const AttentionParams& p, const Sequence& s, RowStats<A> all_stats, int64_t padded_rows, int64_t head,
+            int64_t row, MaskWorkspace<A>& w) {
+    make_strip(p, s, single_head(p, head), row, w.strip);
+    for (int r = 0; r < lanes; ++r) {
+      const bool used = r < w.strip->count;
+      const RowStats<A> at = all_stats.at(stats_row(p, padded_rows, s.batch, head, used ? row + r : row));
+      max[r] = used ? *at.max : static_cast<A>(kInfinity);
+      inverse[r] = used ? *at.inverse : A{0};
+      delta[r] = used ? *at.delta : A{0};
+      dlse[r] = used ? *at.dlse : A{0};
+    }
+    pack_query_strip(p, s, *w.strip, w.queries, w.grads);
+  }
+  RowStats<A> stats() { return {max, inverse, delta, dlse}; }
+};
+
+// dS^T [n][lanes] of keys [key, key + n) to w.ds.
+template <class A>
+void mask_tile(const AttentionParams& p, const Sequence& s, RowStats<A> stats, int64_t kv_head, int64_t key, int64_t n,
+               MaskWorkspace<A>& w) {
+  const RowTile<A> kt = load_rows(p.dtype, key_rows(p, p.k, s, kv_head), key, n, p.head_dim, w.keys);
+  const RowTile<A> vt = load_rows(p.dtype, key_rows(p, p.v, s, kv_head), key, n, p.head_dim_v, w.values);
+  gradient_tile<A>(p, s, *w.strip, stats, w.queries, w.grads, kt, vt, key, n, true, true, w.buffers, w.probs, w.ds,
+                   kStripLanes<A>);
+}
+
+// delta of a strip's rows once more, as sum P dP - dlse: an element of dmask may be the sum of a row's dS, in which the
+// rounding of O would not cancel. A strip whose keys are one tile takes it so anyway.
+template <class A>
+void exact_delta(const AttentionParams& p, RowStats<A> all_stats, int64_t padded_rows, int64_t task,
+                 MaskWorkspace<A>& w) {
+  constexpr int lanes = kStripLanes<A>;
+  const int64_t strips = (p.seqlen_q + lanes - 1) / lanes, head = task / strips % p.heads, row = task % strips * lanes;
+  const Sequence s = sequence_of(p, task / strips / p.heads);
+  if (row >= s.len_q) return;
+  HeadStrip<A> strip(p, s, all_stats, padded_rows, head, row, w);
+  const int64_t begin = w.strip->first_key / kMaskKeys * kMaskKeys, end = w.strip->last_key;
+  if (end <= begin + kMaskKeys) return;
+  for (int r = 0; r < lanes; ++r) strip.delta[r] = 0;
+  double sum[lanes] = {};
+  for (int64_t key = begin; key < end; key += kMaskKeys) {
+    const int64_t n = min64(kMaskKeys, end - key);
+    mask_tile(p, s, strip.stats(), single_head(p, head).kv, key, n, w);
+    for (int64_t j = 0; j < n; ++j)
+      for (int r = 0; r < w.strip->count; ++r) sum[r] += double{w.ds[j * lanes + r]};
+  }
+  for (int r = 0; r < w.strip->count; ++r)
+    *all_stats.at(stats_row(p, padded_rows, s.batch, head, row + r)).delta =
+        static_cast<A>(sum[r] - double{strip.dlse[r]});
+}
+template <class A>
+int64_t exact_delta_tasks(const AttentionParams& p) {
+  return p.batch * p.heads * ((p.seqlen_q + kStripLanes<A> - 1) / kStripLanes<A>);
+}
+
 template <class A>
 void mask_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padded_rows, int64_t task,
                    MaskWorkspace<A>& w) {
@@ -61,46 +123,29 @@ void mask_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padd
                 batch = task / tiles.keys / tiles.rows / tiles.heads;
   const int64_t first_row = step[2] != 0 ? row_tile * kMaskStrips * lanes : 0;
   const int64_t slots = step[2] != 0 ? kMaskStrips : 1, slot_size = kMaskKeys * lanes;
-  std::memset(w.sums, 0, static_cast<size_t>(slots * slot_size) * sizeof(A));
+  std::memset(w.sums, 0, static_cast<size_t>(slots * slot_size) * sizeof(double));
 
   for (int64_t b = step[0] != 0 ? batch : 0; b < (step[0] != 0 ? batch + 1 : p.batch); ++b) {
     const Sequence s = sequence_of(p, b);
     for (int64_t h = step[1] != 0 ? head : 0; h < (step[1] != 0 ? head + 1 : p.heads); ++h) {
-      const HeadGroup group = single_head(p, h);
-      const KeyRows k = key_rows(p, p.k, s, group.kv), v = key_rows(p, p.v, s, group.kv);
       int64_t row_end = step[2] != 0 ? first_row + kMaskStrips * lanes : s.len_q;
       if (row_end > s.len_q) row_end = s.len_q;
       for (int64_t row = first_row; row < row_end; row += lanes) {
-        make_strip(p, s, group, row, w.strip);
-        alignas(64) A max[lanes], inverse[lanes], delta[lanes], dlse[lanes];
-        for (int r = 0; r < lanes; ++r) {
-          const bool used = r < w.strip->count;
-          const RowStats<A> at = all_stats.at(stats_row(p, padded_rows, b, h, used ? row + r : row));
-          max[r] = used ? *at.max : static_cast<A>(kInfinity);
-          inverse[r] = used ? *at.inverse : A{0};
-          delta[r] = used ? *at.delta : A{0};
-          dlse[r] = used ? *at.dlse : A{0};
-        }
-        pack_query_strip(p, s, *w.strip, w.queries, w.grads);
-        A* sums = w.sums + (step[2] != 0 ? (row - first_row) / lanes * slot_size : 0);
+        HeadStrip<A> strip(p, s, all_stats, padded_rows, h, row, w);
+        double* sums = w.sums + (step[2] != 0 ? (row - first_row) / lanes * slot_size : 0);
         const int64_t key_end =
             step[3] != 0 && (key_tile + 1) * kMaskKeys < s.len_k ? (key_tile + 1) * kMaskKeys : s.len_k;
         for (int64_t key = step[3] != 0 ? key_tile * kMaskKeys : 0; key < key_end; key += kMaskKeys) {
           if (key >= w.strip->last_key || key + kMaskKeys <= w.strip->first_key) continue;
           const int64_t n = key + kMaskKeys < key_end ? kMaskKeys : key_end - key;
-          const RowTile<A> kt = load_rows(p.dtype, k, key, n, p.head_dim, w.keys);
-          const RowTile<A> vt = load_rows(p.dtype, v, key, n, p.head_dim_v, w.values);
-          gradient_tile<A>(p, s, *w.strip, {max, inverse, delta, dlse}, w.queries, w.grads, kt, vt, key, n, true, true,
-                           w.buffers, w.probs, w.ds, lanes);
+          mask_tile(p, s, strip.stats(), single_head(p, h).kv, key, n, w);
           for (int64_t j = 0; j < n; ++j)
-            for (int x = 0; x < w.strip->vectors * L; x += L)
-              store(sums + j * lanes + x, load(sums + j * lanes + x) + load(w.ds + j * lanes + x));
+            for (int r = 0; r < w.strip->vectors * L; ++r) sums[j * lanes + r] += double{w.ds[j * lanes + r]};
         }
       }
     }
   }
 
-  // Sums over keys or rows are taken in pairs: one long chain of additions would round several times as much.
   if (step[3] == 0)
     for (int64_t n = kMaskKeys; n > 1; n -= n / 2)
       for (int64_t slot = 0; slot < slots; ++slot)
@@ -118,7 +163,7 @@ void mask_gradient(const AttentionParams& p, RowStats<A> all_stats, int64_t padd
   for (int64_t slot = 0; slot < slots; ++slot)
     for (int64_t j = 0; j < kMaskKeys && j < keys_here; ++j)
       for (int64_t r = 0; r < lanes && slot * lanes + r < rows_here; ++r)
-        out[(slot * lanes + r) * step[2] + j * step[3]] += w.sums[slot * slot_size + j * lanes + r];
+        out[(slot * lanes + r) * step[2] + j * step[3]] += static_cast<A>(w.sums[slot * slot_size + j * lanes + r]);
 }
 
 // What of a row's weight its sink has: exp(sink - lse). max: of the scores; +inf where the row has no key.

@@ -197,10 +197,13 @@ TW_INLINE Tanh<vdouble> softcap_tanh(vdouble x) {
   return t;
 }
 
-// The depth of the products' blocks; for the scores it must be the same in the forward and the backward pass.
+// The depth of the products' blocks; for the scores it must be the same in the forward and the backward pass. Of few scores
+// the product's speed matters less than that lse may be the rounding of one of them, which a BLAS adds up as a dot product.
+constexpr int64_t kFewScores = 256 * 256;
 template <class A>
 int64_t score_block(const AttentionParams& p) {
-  return p.seqlen_q * (p.heads / p.heads_kv) <= kStripLanes<A> ? kShortBlock : kDepthBlock;
+  const int64_t rows = p.seqlen_q * (p.heads / p.heads_kv);
+  return rows <= kStripLanes<A> || rows * p.seqlen_k <= kFewScores ? kShortBlock : kDepthBlock;
 }
 
 // Scores come out of the product as q . k with Q packed as given but for the sign: rounding scale * q first would cost the

@@ -131,12 +131,12 @@ def compare(
 ) -> Comparison:
     """The verdict on one tensor over all draws of its case: mean errors of all elements, largest errors on average."""
     joint = _limits(dtype, ours, torch_errors, scales)
-    largest = max(e.largest for e in ours)
     problem = joint.problem
-    if problem is None and largest > HOPELESS * joint.max_limit:
-        problem = (
-            f"max error {largest:.3g} in one draw, more than {HOPELESS:g} times the limit of {joint.max_limit:.3g}"
-        )
+    for own, of_torch, scale in zip(ours, torch_errors, scales, strict=True):
+        # A draw of larger numbers has a larger limit of its own.
+        limit = max(joint.max_limit, _limits(dtype, [own], [of_torch], [scale]).max_limit)
+        if problem is None and own.largest > HOPELESS * limit:
+            problem = f"max error {own.largest:.3g} in one draw, more than {HOPELESS:g} times the limit of {limit:.3g}"
     return dataclasses.replace(joint, tensor=tensor, problem=problem)
 
 
