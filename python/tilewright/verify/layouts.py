@@ -1,7 +1,7 @@
 """Numbers are the same wherever they lie, and however torch says what they are.
 
-One tensor of a case at a time is laid out in memory in another way, or is in another of the states that a tensor can
-be in; its results have to be those of the same numbers in a plain tensor.
+The tensors of a case are laid out in memory in other ways, or are in other states that a tensor can be in; its results
+have to be those of the same numbers in plain tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..catalog import OPS
 from .case import Case
-from .substitute import difference, results
+from .substitute import difference, results, tensors_of
 
 
 def _strided(t: Tensor) -> Tensor:
@@ -84,15 +84,10 @@ def _parameter(t: Tensor) -> Tensor:
     return torch.nn.Parameter(t.clone(), requires_grad=False) if t.is_floating_point() else t
 
 
-def _inference(t: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return t.clone()
-
-
 #: What may be done to any tensor; to one that is not updated in place, whose last dimension may then be strided, and
 #: whose elements may share memory; and to one of floats, whose values may change.
 ANY = (_turned, _padded, _lazy)
-READ = (_strided, _reversed, _parameter, _inference)
+READ = (_strided, _reversed, _parameter)
 FLOATS = (_expanded, _first_expanded, _windows, _negated, _conjugate, _zero)
 
 
@@ -103,15 +98,20 @@ def layouts_of(case: Case, tensor: str, t: Tensor) -> list[Callable[[Tensor], Te
     return [*ANY, *READ, *(FLOATS if t.is_floating_point() else ())]
 
 
-def problems(case: Case, backend: str, tensor: str, t: Tensor, seed: int = 0) -> Iterator[str]:
-    """Where another layout of ``tensor``, which is ``t``, changes a result."""
-    for layout in layouts_of(case, tensor, t):
-        found = results(case, backend, tensor, layout, seed)
-        plain = results(case, backend, tensor, partial(_plain, layout), seed)
+def problems(case: Case, backend: str, seed: int = 0) -> Iterator[str]:
+    """Where other layouts of its tensors change a result. In one round each tensor has one of its layouts, and in all
+    rounds together every one of them."""
+    tensors = tensors_of(case)
+    choices = {name: layouts_of(case, name, t) for name, t in tensors.items()}
+    for turn in range(max(len(layouts) for layouts in choices.values())):
+        chosen = {name: layouts[(turn + i) % len(layouts)] for i, (name, layouts) in enumerate(choices.items())}
+        found = results(case, backend, chosen, seed)
+        plain = results(case, backend, {name: partial(_plain, layout) for name, layout in chosen.items()}, seed)
         for name, result in found.items():
             problem = difference(result, plain[name])
             if problem:
-                yield f"{name} {problem} when {tensor} is {layout.__name__.strip('_')}"
+                lain = ", ".join(f"{n} {layout.__name__.strip('_')}" for n, layout in chosen.items())
+                yield f"{name} {problem} with {lain}"
 
 
 def _plain(layout: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""A case's results with one of its tensors exchanged for another: what the checks of layouts and of what lies outside
+"""A case's results with some of its tensors exchanged for others: what the checks of layouts and of what lies outside
 are made of. They walk every tensor by name, so that a new argument of an op is covered as soon as a case uses it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from .cases import CASES
 from .run import _copy, _evaluate, _make_upstream
 from .traps import one_thread
 
-#: Of a result's dtype and largest number: sums may be taken in another order.
+#: Of a result's dtype, and of its largest number or 1, whichever is more: sums may be taken in another order.
 UNITS = 64.0
 
 
@@ -26,6 +27,7 @@ def tensors_of(case: Case) -> dict[str, Tensor]:
     return {n: t for n, t in arguments.items() if isinstance(t, Tensor)} | {f"d{n}": g for n, g in upstream.items()}
 
 
+@functools.cache
 def covering(op: str, dtype: torch.dtype) -> list[Case]:
     """Small cases that together have every tensor which any case of this op has."""
     cases = [(tensors_of(c), c) for c in CASES if c.op == op and c.dtype == dtype]
@@ -40,20 +42,18 @@ def covering(op: str, dtype: torch.dtype) -> list[Case]:
     return chosen
 
 
-def results(
-    case: Case,
-    backend: str,
-    tensor: str | None = None,
-    exchange: Callable[[Tensor], Tensor] | None = None,
-    seed: int = 0,
-) -> dict[str, Tensor]:
+#: By a tensor's name, what makes another of it.
+Exchange = Mapping[str, Callable[[Tensor], Tensor]]
+
+
+def results(case: Case, backend: str, exchange: Exchange | None = None, seed: int = 0) -> dict[str, Tensor]:
     """Outputs, gradients, and what the op wrote in place; of the reference in float64."""
     maker = Maker(seed, case.dtype)
     arguments = case.make(maker)
     upstream = _make_upstream(case, maker, arguments)
-    if tensor is not None and exchange is not None:
+    for tensor, change in (exchange or {}).items():
         group, name = (arguments, tensor) if tensor in arguments else (upstream, tensor[1:])
-        group[name] = exchange(group[name])
+        group[name] = change(group[name])
     if backend == "reference":
         arguments = {n: _copy(v, torch.float64) for n, v in arguments.items()}
         upstream = {n: g.double() for n, g in upstream.items()}
@@ -76,4 +76,8 @@ def difference(after: Tensor, before: Tensor) -> str | None:
     if not after.isfinite().all():
         return "is not finite"
     error = float((after - before).abs().max())
-    return f"changes by {error:.3g}" if error > UNITS * torch.finfo(dtype).eps * float(before.abs().max()) else None
+    return (
+        f"changes by {error:.3g}"
+        if error > UNITS * torch.finfo(dtype).eps * max(float(before.abs().max()), 1.0)
+        else None
+    )

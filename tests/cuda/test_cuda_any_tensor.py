@@ -1,0 +1,29 @@
+"""The CUDA kernels on tensors of every layout and state, and with infinities and NaN where nobody looks. Both walk the
+tensors of every op by name: a new one needs no test."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tilewright.catalog import OPS
+from tilewright.verify import layouts, outside
+from tilewright.verify.substitute import covering, tensors_of
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS)
+def test_results_do_not_depend_on_where_numbers_lie(op: str, dtype: torch.dtype) -> None:
+    for case in covering(op, dtype):
+        assert list(layouts.problems(case, "cuda")) == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", sorted(set(OPS) - {"ffn"}))  # in which everything has a part
+def test_what_is_excluded_has_no_part(op: str, dtype: torch.dtype) -> None:
+    for case in covering(op, dtype):
+        for tensor, t in tensors_of(case).items():
+            if t.is_floating_point():
+                assert list(outside.problems(case, "cuda", tensor)) == []
