@@ -17,7 +17,7 @@ from .math import philox, wide
 @triton.jit
 def not_finite(x):
     """Whether anything in a tile is NaN or an infinity."""
-    return tl.sum(tl.sum((tl.abs(x) < float("inf")).to(tl.int32), 1), 0) < x.shape[0] * x.shape[1]
+    return tl.sum(tl.ravel((tl.abs(x) < float("inf")).to(tl.int32)), 0) < x.shape[0] * x.shape[1]
 
 
 @triton.jit
