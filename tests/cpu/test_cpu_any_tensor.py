@@ -10,7 +10,7 @@ import torch
 
 import tilewright._cpu as _cpu
 from tilewright.catalog import OPS
-from tilewright.verify import layouts, outside
+from tilewright.verify import layouts, magnitude, outside
 from tilewright.verify.substitute import covering, tensors_of
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -38,3 +38,8 @@ def test_what_is_excluded_has_no_part(op: str, dtype: torch.dtype) -> None:
         for tensor, t in tensors_of(case).items():
             if t.is_floating_point():
                 assert list(outside.problems(case, "cpu", tensor)) == []
+
+
+@pytest.mark.parametrize("dtype", magnitude.MAGNITUDES)
+def test_no_exponent_is_above_0_at_any_magnitude_of_scores(dtype: torch.dtype) -> None:
+    assert list(magnitude.problems("cpu", dtype)) == []

@@ -157,6 +157,8 @@ class Op:
         if not compiling and transforming():
             return self._public(self._transformable.apply(*call, backend or ""))
         if compiling or _must_see_operator(call, self._tensor_indices):
+            if not compiling:
+                call = self._outside_transforms(call)
             # The context is read when the operator runs, so that compiled code obeys use_backend as well.
             # What is traced once may want gradients later.
             if not self._wants_gradient(call) and torch._C._get_tracing_state() is None:
@@ -182,6 +184,17 @@ class Op:
         forward = inspect.unwrap(select(self.name, call, "reference").forward)  # from under its no_grad
         outputs: tuple[Tensor, ...] = forward(call)
         return outputs
+
+    def _outside_transforms(self, call: Any) -> Any:
+        """The call without wrappers of functorch transforms that have ended, of which a batch cannot be used."""
+        wrapped = {f: t for f, t in zip(call._fields, call, strict=True) if isinstance(t, Tensor) and _is_wrapped(t)}
+        alive = {f: torch._C._functorch.unwrap_if_dead(t) for f, t in wrapped.items()}
+        for name, t in alive.items():
+            if torch._C._functorch.is_batchedtensor(t):
+                raise ValueError(
+                    f"{self.name}: {name} is of torch.vmap's, and has left the function that it is inside of"
+                )
+        return call._replace(**alive)
 
     @property
     def operator(self) -> Any:
@@ -289,6 +302,11 @@ def _must_see_operator(values: Any, indices: Any) -> bool:
         if t is not None and (type(t) not in _PLAIN_TENSORS or t.is_neg() or not _address(t)):
             return True
     return False
+
+
+def _is_wrapped(t: Tensor) -> bool:
+    found: bool = torch._C._functorch.is_functorch_wrapped_tensor(t)
+    return found
 
 
 def _address(t: Tensor) -> int:

@@ -86,23 +86,29 @@ def _parameter(t: Tensor) -> Tensor:
 
 #: What may be done to any tensor; to one that is not updated in place, whose last dimension may then be strided, and
 #: whose elements may share memory; and to one of floats, whose values may change.
-ANY = (_turned, _padded, _lazy)
-READ = (_strided, _reversed, _parameter)
-FLOATS = (_expanded, _first_expanded, _windows, _negated, _conjugate, _zero)
+ANY = (_turned, _padded)
+READ = (_strided, _reversed)
+FLOATS = (_expanded, _first_expanded, _windows)
+#: The same of states, which no kernel sees: the dispatcher makes plain tensors of such.
+ANY_STATE = (_lazy,)
+READ_STATE = (_parameter,)
+FLOAT_STATES = (_negated, _conjugate, _zero)
 
 
-def layouts_of(case: Case, tensor: str, t: Tensor) -> list[Callable[[Tensor], Tensor]]:
-    if tensor in OPS[case.op][0].mutates:
-        # A cache's last dimension is contiguous: nothing of it is copied.
-        return [*ANY]
-    return [*ANY, *READ, *(FLOATS if t.is_floating_point() else ())]
+def layouts_of(case: Case, tensor: str, t: Tensor, states: bool) -> list[Callable[[Tensor], Tensor]]:
+    """With ``states``, also those; else strides alone."""
+    found = [*ANY, *(ANY_STATE if states else ())]
+    if tensor in OPS[case.op][0].mutates:  # a cache's last dimension is contiguous: nothing of it is copied
+        return found
+    found += [*READ, *(READ_STATE if states else ())]
+    return [*found, *FLOATS, *(FLOAT_STATES if states else ())] if t.is_floating_point() else found
 
 
-def problems(case: Case, backend: str, seed: int = 0) -> Iterator[str]:
+def problems(case: Case, backend: str, states: bool = True, seed: int = 0) -> Iterator[str]:
     """Where other layouts of its tensors change a result. In one round each tensor has one of its layouts, and in all
     rounds together every one of them."""
     tensors = tensors_of(case)
-    choices = {name: layouts_of(case, name, t) for name, t in tensors.items()}
+    choices = {name: layouts_of(case, name, t, states) for name, t in tensors.items()}
     for turn in range(max(len(layouts) for layouts in choices.values())):
         chosen = {name: layouts[(turn + i) % len(layouts)] for i, (name, layouts) in enumerate(choices.items())}
         found = results(case, backend, chosen, seed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -22,11 +22,11 @@ VALUES = (math.nan, math.inf, -math.inf)
 VALUES_OF = {"q": VALUES[:1], "k": VALUES[:1], "k_cache": VALUES[:1], "sinks": VALUES[2:]}
 
 
-def problems(case: Case, backend: str, tensor: str, seed: int = 0) -> Iterator[str]:
+def problems(case: Case, backend: str, tensor: str, seed: int = 0, values: Sequence[float] = VALUES) -> Iterator[str]:
     """What an element or a row of ``tensor``, a float tensor, changes where it should not."""
     draw = random.Random(f"{case.id} {tensor} {seed}")
     exact, before = results(case, "reference", seed=seed), results(case, backend, seed=seed)
-    for value in VALUES_OF.get(tensor, VALUES):
+    for value in [v for v in VALUES_OF.get(tensor, VALUES) if any(v is w for w in values)]:
         position, whole = draw.random(), draw.random() < 0.5
         put = partial(_replaced, position=position, whole=whole, value=value)
         reference, found = (results(case, b, {tensor: put}, seed) for b in ("reference", backend))

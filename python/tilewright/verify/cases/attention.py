@@ -283,6 +283,8 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     for p in (0.1, 0.5, 1.0):
         yield f"dropout_{p}", {"dropout_p": p}
     yield "dropout_everything", {**FEATURES["everything"], "dropout_p": 0.3}
+    small = {"batch": 2, "heads": 2, "heads_kv": 1, "head_dim": 16, "seqlen_q": 7, "seqlen_k": 11, "window": (4, 0)}
+    yield "small_everything", {**FEATURES["everything"], **small, "dropout_p": 0.3, "lse": "gradient"}
     yield "dropout_causal_longer_keys", {"dropout_p": 0.2, "causal": "bottom_right", "seqlen_q": 66, "seqlen_k": 130}
     for memory in MEMORIES[1:]:
         yield f"memory_{memory}", {"memory": memory, "causal": "top_left", "head_dim": 50, "heads": 3}

@@ -88,6 +88,9 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
         yield "mask_" + mask.replace(" ", "_"), {"mask": mask, **cross}
     yield "dropout", {"dropout_p": 0.3, **cross}
     yield "dropout_everything", {**FEATURES["everything"], "dropout_p": 0.1}
+    small = {"heads": 2, "heads_kv": 1, "head_dim": 16, "window": (4, 0)}
+    lengths = {"lengths_q": [3, 0, 7], "lengths_k": [6, 2, 9]}
+    yield "small_everything", {**FEATURES["everything"], **small, **lengths, "dropout_p": 0.3, "lse": "gradient"}
     for d, dv in ((1, 1), (3, 3), (50, 50), (64, 64), (80, 48), (128, 128), (256, 256)):
         yield f"head_dim_{d}_{dv}", {"head_dim": d, "head_dim_v": dv, "causal": "bottom_right", "lengths_q": [20, 33]}
     for memory in ("fused", "heads_first", "misaligned"):

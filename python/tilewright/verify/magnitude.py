@@ -1,0 +1,48 @@
+"""Scores of any magnitude that float32 holds. A row then has the value of its largest key, or of several that are as
+large, and nothing else: what is to be found is an exponent above 0, in the gradients as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ..ops.attention import attention
+from .substitute import difference
+
+#: Of q's and k's numbers, by dtype: up to where a product of 32 of them is finite in float32.
+LARGE = (2.0**17, 2.0**30, 2.0**58)
+MAGNITUDES = {torch.float32: LARGE, torch.bfloat16: LARGE, torch.float16: (2.0**10, 2.0**16)}
+OPTIONS: tuple[dict[str, Any], ...] = ({}, {"causal": "bottom_right"}, {"mask": "zeros"}, {"dropout_p": 0.3})
+
+
+def problems(backend: str, dtype: torch.dtype, device: str = "cpu") -> Iterator[str]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(rows: int, width: int) -> torch.Tensor:
+        return torch.randn(1, 2, rows, width, generator=generator, dtype=torch.float64, device="cpu")
+
+    for magnitude in MAGNITUDES[dtype]:
+        for options in OPTIONS:
+            # Numbers of few bits, whose products and sums are exact, so that all agree on which key is the largest.
+            q, k = (draw(n, 32).mul(4).round().clamp(-7, 7) / 8 * magnitude for n in (21, 40))
+            v, dout = draw(40, 16), draw(21, 16)
+            leaves = [t.to(device, dtype).requires_grad_() for t in (q, k, v)]
+            given = {**options, "mask": torch.zeros(1, 1, 21, 40, device=device)} if "mask" in options else options
+            torch.manual_seed(0)
+            out: Any = attention(*leaves, **given, backend=backend)
+            gradients = torch.autograd.grad(out, leaves, dout.to(device, dtype))
+            wide = [t.detach().double().requires_grad_() for t in leaves]
+            torch.manual_seed(0)
+            exact: Any = attention(*wide, **{**given, **({"mask": given["mask"].double()} if "mask" in given else {})},
+                              backend="reference")  # fmt: skip
+            (dv,) = torch.autograd.grad(exact, wide[2:], dout.to(device, dtype).double())
+            where = f"q and k of {magnitude:g} in {dtype}, {options}"
+            for name, found, expected in (("out", out, exact), ("dv", gradients[2], dv)):
+                problem = difference(found.detach(), expected.detach().to(dtype))
+                if problem:
+                    yield f"{name} {problem}: {where}"
+            for name, gradient in zip(("dq", "dk"), gradients, strict=False):
+                if not gradient.isfinite().all():
+                    yield f"{name} is not finite: {where}"
