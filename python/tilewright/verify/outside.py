@@ -22,6 +22,13 @@ VALUES = (math.nan, math.inf, -math.inf)
 VALUES_OF = {"q": VALUES[:1], "k": VALUES[:1], "k_cache": VALUES[:1], "sinks": VALUES[2:]}
 
 
+def excluding(case: Case, tensors: dict[str, Tensor]) -> set[str]:
+    """In which ways a case excludes what it excludes, and with which tensors: what ``covering`` is to cover."""
+    spec = case.spec
+    ways = {name for name in ("causal", "window", "dropout_p", "softcap", "new", "num_splits", "dim") if spec.get(name)}
+    return set(tensors) | ways | ({"bool", "rows", "inf"} & set(str(spec.get("mask", "")).split()))
+
+
 def problems(case: Case, backend: str, tensor: str, seed: int = 0, values: Sequence[float] = VALUES) -> Iterator[str]:
     """What an element or a row of ``tensor``, a float tensor, changes where it should not."""
     draw = random.Random(f"{case.id} {tensor} {seed}")

@@ -27,18 +27,25 @@ def tensors_of(case: Case) -> dict[str, Tensor]:
     return {n: t for n, t in arguments.items() if isinstance(t, Tensor)} | {f"d{n}": g for n, g in upstream.items()}
 
 
+def _tensor_names(case: Case, tensors: dict[str, Tensor]) -> set[str]:
+    return set(tensors)
+
+
 @functools.cache
-def covering(op: str, dtype: torch.dtype) -> list[Case]:
-    """Small cases that together have every tensor which any case of this op has."""
+def covering(
+    op: str, dtype: torch.dtype, has: Callable[[Case, dict[str, Tensor]], set[str]] = _tensor_names
+) -> list[Case]:
+    """Small cases that together have everything which any case of this op has: every tensor, or what ``has`` names."""
     cases = [(tensors_of(c), c) for c in CASES if c.op == op and c.dtype == dtype]
     cases.sort(key=lambda pair: sum(t.numel() for t in pair[0].values()))
-    missing = {n for tensors, _ in cases for n in tensors}
+    features = [(has(c, tensors), c) for tensors, c in cases if all(t.numel() > 0 for t in tensors.values())]
+    missing = set().union(*(has(c, tensors) for tensors, c in cases))
     chosen: list[Case] = []
-    for tensors, case in sorted(cases, key=lambda pair: -len(pair[0])):
-        if missing & tensors.keys() and all(t.numel() > 0 for t in tensors.values()):
-            missing -= tensors.keys()
+    for found, case in sorted(features, key=lambda pair: -len(pair[0])):
+        if missing & found:
+            missing -= found
             chosen.append(case)
-    assert not missing, f"no case of {op} has {missing} with elements in it"
+    assert not missing, f"no case of {op} has {missing} and elements in its tensors"
     return chosen
 
 
