@@ -91,12 +91,12 @@ def make_corpus(
         raise ValueError(f"validation_fraction={validation_fraction} must be between 0 and 1")
     tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
     texts = list(texts)
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(texts), generator=torch.Generator("cpu").manual_seed(seed), device="cpu").tolist()
     dtype = torch.int16 if tokenizer.vocab_size <= 2**15 else torch.int32
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     # One small tensor per document, so that Python lists of all tokens never exist at once.
-    parts = [torch.tensor(tokenizer.encode(texts[index]) + end, dtype=dtype) for index in order]
-    tokens = torch.cat(parts) if parts else torch.empty(0, dtype=dtype)
+    parts = [torch.tensor(tokenizer.encode(texts[index]) + end, dtype=dtype, device="cpu") for index in order]
+    tokens = torch.cat(parts) if parts else torch.empty(0, dtype=dtype, device="cpu")
     cut = len(tokens) - int(len(tokens) * validation_fraction)
     if cut == len(tokens) or cut == 0:
         raise ValueError(
@@ -117,17 +117,19 @@ class BatchSampler:
         if len(tokens) <= seq_len:
             raise ValueError(f"{len(tokens)} tokens are too few for windows of seq_len={seq_len} and the token after")
         self.tokens, self.batch_size, self.seq_len = tokens, batch_size, seq_len
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator("cpu").manual_seed(seed)
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """input_ids and targets, (batch_size, seq_len) int64 each."""
-        starts = torch.randint(len(self.tokens) - self.seq_len, (self.batch_size, 1), generator=self.generator)
+        starts = torch.randint(
+            len(self.tokens) - self.seq_len, (self.batch_size, 1), generator=self.generator, device="cpu"
+        )
         return windows(self.tokens, starts, self.seq_len)
 
 
 def windows(tokens: Tensor, starts: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets (B, seq_len) int64 from positions ``starts`` (B, 1)."""
-    taken = tokens[starts + torch.arange(seq_len + 1)].long()
+    taken = tokens[starts + torch.arange(seq_len + 1, device=starts.device)].long()
     return taken[:, :-1], taken[:, 1:]
 
 

@@ -26,7 +26,7 @@ def evaluate_loss(
     if max_batches is not None:
         count = min(count, max_batches * batch_size)
     stride = (len(tokens) - 1) // count
-    starts = torch.arange(count).unsqueeze(1) * stride
+    starts = torch.arange(count, device="cpu").unsqueeze(1) * stride
     was_training = model.training
     model.eval()
     total = 0.0

@@ -44,7 +44,7 @@ class Call:
 def calls(planes: int = PLANES, device: torch.device | str = "cpu") -> list[Call]:
     """Every op; of attention also the gradient of a mask with a plane for each, and caches that are appended to."""
 
-    drawn = torch.randn(10_007, generator=torch.Generator().manual_seed(0))
+    drawn = torch.randn(10_007, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu")
 
     def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """The same numbers again and again, a prime number of them: drawing so many would take longer than the call."""
