@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .attention_pairs import attend_pairs, not_finite, zero_of
 from .attention_tile import (
     PIECE,
     block_and_plane,
@@ -26,7 +27,6 @@ from .attention_tile import (
     unit,
     whole_tiles,
 )
-from .attention_pairs import attend_pairs, not_finite
 from .math import LOG2E, cast, dot, store
 
 
@@ -66,7 +66,7 @@ def _attend(
     # Wide rows of float32 would not fit into the registers: see dot_of_rows.
     IN_PIECES: tl.constexpr = q.dtype == tl.float32 and BLOCK_D > 128
     NATURAL: tl.constexpr = MASK == "float" or HAS_ALIBI
-    factor = unit(scale, HAS_SOFTCAP, NATURAL)
+    factor = unit(scale, softcap, HAS_SOFTCAP, NATURAL)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     for start in tl.range(begin, end, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
@@ -109,6 +109,22 @@ def _attend(
         )  # fmt: skip
         acc = dot(cast(p, v.dtype), v, acc * alpha[:, None])
     return acc, m, total
+
+
+@triton.jit
+def _rows(block, head, kv_head, group, PACKED: tl.constexpr, BLOCK_M: tl.constexpr):
+    """A block's rows, and the query and the head of each."""
+    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    i, heads = rows, head + rows * 0
+    if PACKED:
+        i, heads = rows // group, kv_head * group + rows % group
+    return rows, i, heads
+
+
+@triton.jit
+def _of_heads(base, b, head, stride_b, stride_h):
+    """(rows, 1): where what each of the rows' heads has begins."""
+    return (base + b.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h)[:, None]
 
 
 # Numbers that change from call to call, for which nothing is compiled again. Of the others, strides and head dims, the
@@ -154,16 +170,14 @@ def attention_forward(
     first_q, first_k, seqlen_q, seqlen_k = sequence(
         b, seqlen_q, seqlen_k, total_q, total_k, CU_Q, CU_K, LENGTHS_K, VARLEN, CACHE
     )
-    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     if PACKED:
-        i, head = rows // group, kv_head * group + rows % group
         first, last = block * BLOCK_M // group, tl.minimum((block * BLOCK_M + BLOCK_M - 1) // group, seqlen_q - 1)
     else:
-        i, head = rows, plane % heads + rows * 0
         first, last = block * BLOCK_M, tl.minimum(block * BLOCK_M + BLOCK_M, seqlen_q) - 1
     if first >= seqlen_q:
         return
     batch = (b * 0).to(tl.int64) if VARLEN else b.to(tl.int64)
+    rows, i, head = _rows(block, plane % heads, kv_head, group, PACKED, BLOCK_M)
     used = i < seqlen_q
     at = (first_q + i.to(tl.int64)), head.to(tl.int64)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
@@ -171,12 +185,11 @@ def attention_forward(
     q = tl.load(q_rows[:, None] + d[None, :], mask=used[:, None] & (d[None, :] < head_dim), other=0.0)
     if SIGNED:
         q = cast(q.to(tl.float32) * sign, q.dtype)
-    mask = MASK_PTR
+    mask, slope = MASK_PTR, 0.0
     if MASK != "":
-        mask = MASK_PTR + b.to(tl.int64) * stride_mask_b + at[1][:, None] * stride_mask_h
-    slope = 0.0
+        mask = _of_heads(MASK_PTR, b, head, stride_mask_b, stride_mask_h)
     if HAS_ALIBI:
-        slope = tl.load(SLOPES + b.to(tl.int64) * stride_slopes_b + at[1] * stride_slopes_h)[:, None]
+        slope = tl.load(_of_heads(SLOPES, b, head, stride_slopes_b, stride_slopes_h))
     dropout_plane = (b * heads + head)[:, None]
 
     shift = diagonal(seqlen_q, seqlen_k, TOP_LEFT)
@@ -213,9 +226,19 @@ def attention_forward(
             CHECK_D, CHECK_DV, TMA and (part == 1 or not (VARLEN or CACHE)), part != 1,
         )  # fmt: skip
 
-    factor = unit(scale, HAS_SOFTCAP, MASK == "float" or HAS_ALIBI)
+    factor = unit(scale, softcap, HAS_SOFTCAP, MASK == "float" or HAS_ALIBI)
     if EXCLUDES:
-        if not_finite(acc):
+        count = not_finite(acc)
+        if count > 0:
+            _, i, head = _rows(block + zero_of(count), plane % heads, kv_head, group, PACKED, BLOCK_M)
+            used = i < seqlen_q
+            q_rows = Q + batch * stride_qb + (first_q + i.to(tl.int64)) * stride_qs + head.to(tl.int64) * stride_qh
+            mask, slope = MASK_PTR, 0.0
+            if MASK != "":
+                mask = _of_heads(MASK_PTR, b, head, stride_mask_b, stride_mask_h)
+            if HAS_ALIBI:
+                slope = tl.load(_of_heads(SLOPES, b, head, stride_slopes_b, stride_slopes_h))
+            dropout_plane = (b * heads + head)[:, None]
             acc = attend_pairs(
                 q_rows, used, i, m, lo, hi, keys, values, mask, slope, dropout_plane, stride_ks, stride_vs, stride_kb,
                 stride_vb, stride_mask_q, stride_mask_k, table, page_size, pages, seqlen_q, seqlen_k, shift, left,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .attention_pairs import keys_by_pairs, not_finite, rows_by_pairs
 from .attention_tile import (
     block_and_plane,
     diagonal,
@@ -33,7 +34,6 @@ from .attention_tile import (
     unit,
     whole_tiles,
 )
-from .attention_pairs import keys_by_pairs, not_finite, rows_by_pairs
 from .math import cast, dot, store, wide
 
 
@@ -53,7 +53,7 @@ def weights_and_gradient(
         MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_LEFT, HAS_RIGHT, MASKED,
     )  # fmt: skip
     # The scores may have been summed in another order than the forward's, and the largest round to above its maximum.
-    p = softmax_weights(tl.minimum(s, m), m, unit(scale, HAS_SOFTCAP, NATURAL)) * inverse
+    p = softmax_weights(tl.minimum(s, m), m, unit(scale, softcap, HAS_SOFTCAP, NATURAL)) * inverse
     if OF_LOGITS:  # summed as they are
         seen = s != float("-inf")
         p, dp = tl.where(seen, p, 0.0), tl.where(seen, dp, 0.0)
@@ -199,9 +199,11 @@ def attention_backward_rows(
                     TMA and (part == 1 or not VARLEN), part != 1, -1, BLOCK_N,
                 )  # fmt: skip
                 dq = dot(cast(ds, k.dtype), k, dq)
-    if HAS_LEFT or HAS_RIGHT or HAS_DROPOUT or MASK != "":
-        if not_finite(dq):
-            factor = unit(scale, HAS_SOFTCAP, MASK == "float" or HAS_ALIBI)
+    EXCLUDES: tl.constexpr = HAS_LEFT or HAS_RIGHT or HAS_DROPOUT or MASK != ""
+    if EXCLUDES:
+        count = not_finite(dq)
+        if count > 0:
+            factor = unit(scale, softcap, HAS_SOFTCAP, MASK == "float" or HAS_ALIBI)
             for _round in tl.range(0, 2, num_stages=1):  # the first one for delta alone
                 dq, products = rows_by_pairs(
                     queries, gradients, used, i, lo, hi, keys, values, m, inverse, delta, mask, slope, plane,
@@ -318,8 +320,10 @@ def attention_backward_keys(
                     dvalue = dot(cast(p, dout.dtype), dout, dvalue)
                 if WANT_DK:
                     dk = dot(cast(ds, q.dtype), q, dk)
-    if HAS_LEFT or HAS_RIGHT or HAS_DROPOUT or MASK != "":
-        if not_finite(dk) | not_finite(dvalue):
+    EXCLUDES: tl.constexpr = HAS_LEFT or HAS_RIGHT or HAS_DROPOUT or MASK != ""
+    if EXCLUDES:
+        count = not_finite(dk) + not_finite(dvalue)
+        if count > 0:
             dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
             dvalue = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
             for member in tl.range(0, group, num_stages=1):
@@ -338,7 +342,7 @@ def attention_backward_keys(
                     keys, values, TERMS + (batch * stride_eb + h * stride_eh + first_q) * 4, mask, slope,
                     b * heads + head, stride_qs, stride_ds, stride_ks, stride_vs, stride_mask_q, stride_mask_k,
                     seqlen_q, seqlen_k, shift, left, right, scale, sign, softcap, RNG, threshold, dropout_scale,
-                    head_dim, head_dim_v, unit(scale, HAS_SOFTCAP, MASK == "float" or HAS_ALIBI),
+                    head_dim, head_dim_v, unit(scale, softcap, HAS_SOFTCAP, MASK == "float" or HAS_ALIBI),
                     SIGNED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
                 )  # fmt: skip
     at = first_k + j.to(tl.int64)

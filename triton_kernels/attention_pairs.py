@@ -16,8 +16,18 @@ from .math import philox, wide
 
 @triton.jit
 def not_finite(x):
-    """Whether anything in a tile is NaN or an infinity."""
-    return tl.sum(tl.ravel((tl.abs(x) < float("inf")).to(tl.int32)), 0) < x.shape[0] * x.shape[1]
+    """How many elements of a tile are NaN or an infinity."""
+    return tl.sum(tl.ravel(1 - (tl.abs(x) < float("inf")).to(tl.int32)), 0)
+
+
+@triton.jit
+def zero_of(count):
+    """0, of a number of elements of a tile; the compiler does not see that it is.
+
+    What depends on it cannot be computed before the count is known, so the rare way keeps nothing in registers while
+    the usual one runs.
+    """
+    return count >> 24
 
 
 @triton.jit

@@ -228,18 +228,16 @@ def logits(
 ):
     """From q . k to what softmax_weights takes, excluded pairs at -inf; and the derivative of the cap, if there is one.
 
-    That is the logits where something is added to the scores or caps them, and otherwise what the scale is still to be
-    multiplied with.
+    That is the logits where something is added to the scores, and otherwise what the cap or the scale is still to be
+    multiplied with: see unit.
     """
     dcap = s
     if HAS_SOFTCAP:
         x = s * (scale / softcap)
-        capped = tanh(x)
-        dcap = tanh_derivative(x, capped)  # no instruction where nobody uses it
-        s = capped * softcap
+        s = tanh(x)
+        dcap = tanh_derivative(x, s)  # no instruction where nobody uses it
     if MASK == "float" or HAS_ALIBI:
-        if not HAS_SOFTCAP:
-            s = s * scale
+        s = s * (softcap if HAS_SOFTCAP else scale)
         if HAS_ALIBI:
             s -= slope * tl.abs(i + shift - j).to(tl.float32)
     if MASK != "":
@@ -261,11 +259,11 @@ def logits(
 
 
 @triton.jit
-def unit(scale, HAS_SOFTCAP: tl.constexpr, NATURAL: tl.constexpr):
-    """What the numbers that logits() answers are still to be multiplied by; positive."""
-    if NATURAL or HAS_SOFTCAP:
+def unit(scale, softcap, HAS_SOFTCAP: tl.constexpr, NATURAL: tl.constexpr):
+    """What the numbers that logits() answers are still to be multiplied by; positive. NATURAL: by nothing."""
+    if NATURAL:
         return 1.0
-    return scale
+    return softcap if HAS_SOFTCAP else scale
 
 
 @triton.jit

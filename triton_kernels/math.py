@@ -19,8 +19,8 @@ def dot(a, b, acc):
     one would miss the accuracy gate, and multiplications outside of the tensor cores take many times as long."""
     if _UPCAST:
         # Tensor cores add 4 to 16 products before they round, and a product has the sums of its transpose. The
-        # interpreter's rounds after each, in an order that depends on how it lies; and it takes the bits of bfloat16 for
-        # integers.
+        # interpreter's rounds after each, in an order that depends on how it lies; and it takes the bits of bfloat16
+        # for integers.
         return acc + tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64).to(tl.float32)
     return tl.dot(a, b, acc, input_precision="tf32x3")
 

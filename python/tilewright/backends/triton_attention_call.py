@@ -43,7 +43,7 @@ def features(call: Any) -> dict[str, Any]:
 def logit_unit(call: Any) -> float:
     """What a row's maximum is to be multiplied by to be a logit: the kernels' `unit`."""
     added = (call.mask is not None and call.mask.dtype != torch.bool) or call.alibi_slopes is not None
-    return 1.0 if added or call.softcap > 0.0 else abs(call.scale) or 1.0
+    return 1.0 if added else call.softcap or abs(call.scale) or 1.0
 
 
 def padded_widths(head_dim: int, head_dim_v: int) -> dict[str, Any]:
