@@ -274,7 +274,9 @@ def attention_forward(
     lse = tl.where(empty, float("-inf"), top + tl.log(tl.where(empty, 1.0, total)))
     tl.store(LSE + batch * stride_lb + at[0] * stride_ls + at[1] * stride_lh, lse, mask=used)
     if HAS_STATS:
-        # Of a row without keys max = +inf, so that every weight is 0.
+        # Of a row without keys max = +inf, so that every weight is 0. Where the sum is NaN, so is it, in which scores
+        # of NaN have no part.
         stats = STATS + (batch * stride_tb + at[0] + at[1] * stride_th) * 2
-        tl.store(stats, tl.where(m == float("-inf"), float("inf"), m), mask=used)
+        m = tl.where(m == float("-inf"), float("inf"), m)
+        tl.store(stats, tl.where(inverse == inverse, m, inverse), mask=used)
         tl.store(stats + 1, inverse, mask=used)

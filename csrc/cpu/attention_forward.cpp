@@ -120,7 +120,8 @@ void key_range(const AttentionParams& p, const Sequence& s, int64_t group_size, 
   }
 }
 
-// max: of the scores, as a strip carries it. Of a row without keys the backward wants +inf: every weight is then 0.
+// max: of the scores, as a strip carries it. Of a row without keys the backward wants +inf: every weight is then 0. Where
+// the sum is NaN, so is it, in which scores of NaN have no part.
 template <class A>
 void write_statistics(const AttentionParams& p, const Sequence& s, int64_t h, int64_t i, A max, const Denominator& d) {
   if (p.lse.data != nullptr)
@@ -128,6 +129,7 @@ void write_statistics(const AttentionParams& p, const Sequence& s, int64_t h, in
         d.sum == 0 ? static_cast<A>(-kInfinity) : static_cast<A>(d.max + double{std::log(static_cast<A>(d.sum))});
   if (p.row_stats.data == nullptr) return;
   A* stats = static_cast<A*>(p.row_stats.data) + query_offset(p, p.row_stats, s, h, i);
+  if (d.sum != d.sum) max = static_cast<A>(kNaN);
   stats[0] = max == static_cast<A>(-kInfinity) ? static_cast<A>(kInfinity) : max;
   stats[p.row_stats.stride[3]] = d.sum == 0 ? A{0} : static_cast<A>(d.scale / d.sum);
 }

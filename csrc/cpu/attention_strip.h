@@ -9,7 +9,7 @@
 namespace tilewright {
 namespace TW_ISA {
 
-constexpr double kInfinity = __builtin_inf();
+constexpr double kInfinity = __builtin_inf(), kNaN = __builtin_nan("");
 
 template <class A>
 struct Strip {

@@ -5,7 +5,15 @@
 namespace tilewright::gpu {
 namespace {
 
-constexpr int kFewKeys = 64;
+// delta comes from the rounded out. Where one key has nearly all the weight, dout . v less delta is mostly rounding; so is
+// the sum over all keys that a mask's gradient may take; and in dQ the error is the keys' mean times delta's, which stands
+// out in a narrow head, whose weights lean on each of its dims. There delta is taken as the sum of weight times dout . v,
+// whose rounding is the same, in a pass of its own.
+constexpr int kFewKeys = 64, kNarrow = 8;
+TW_DEVICE bool wants_exact_delta(const AttentionParams& p, const KeyRange& range) {
+  const bool mask_over_keys = p.dmask.data != nullptr && p.dmask.stride[3] == 0;
+  return range.hi - range.lo <= kFewKeys || p.head_dim <= kNarrow || mask_over_keys;
+}
 
 // As in attention_forward.cu, with dout beside the queries.
 template <class T, int kWidth>
@@ -58,9 +66,7 @@ attention_backward_rows_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   const int last = (first + kRows < s.seqlen_q ? first + kRows : s.seqlen_q) - 1;
   const KeyRange range = find_keys(p, s, first, last);
   const int tiles = (range.hi - range.lo + kKeys - 1) / kKeys;
-  // delta comes from the rounded out, so where one key has nearly all the weight, dout . v less delta is mostly rounding.
-  // Rows with few keys take it as the sum of weight times dout . v, whose rounding is the same, in a pass of its own.
-  const bool exact = tiles > 0 && range.hi - range.lo <= kFewKeys;
+  const bool exact = tiles > 0 && wants_exact_delta(p, range);
   const int first_of_dq = exact ? tiles : 0, steps = first_of_dq + (p.dq.data != nullptr ? tiles : 0);
   const auto start_of = [&](int step) { return range.lo + step % tiles * kKeys; };
 

@@ -51,11 +51,14 @@ TW_DEVICE void to_gradients(float (&x)[kTiles][4], const float (&dweight)[kTiles
   if constexpr (kOptions) to_logits<T>(x, dcap, p, s, query_of, key_of);
   TW_UNROLL for (int n = 0; n < kTiles; ++n) TW_UNROLL for (int e = 0; e < 4; ++e) {
     const RowTerms row = row_of(n, e);
-    const float factor = kept >> (4 * n + e) & 1 ? dropout_scale : 0.0f;
+    // Chosen, not multiplied by 0: what is dropped may be NaN.
+    const bool keep = kept >> (4 * n + e) & 1;
+    const float dweight_before = keep ? dweight[n][e] * dropout_scale : 0.0f;
     // The scores may have been summed in another order than the forward's, and the largest round to above its maximum.
     const float weight_before = weight(least_of(x[n][e], row.top), row.top, unit) * row.inverse;
-    const float dlogit = weight_before * (dweight[n][e] * factor - row.delta);
-    Gradient g{weight_before * factor, dlogit, dlogit * dcap[n][e], weight_before * factor * dweight[n][e]};
+    const float dlogit = weight_before * (dweight_before - row.delta);
+    const float after = keep ? weight_before * dropout_scale : 0.0f;
+    Gradient g{after, dlogit, dlogit * dcap[n][e], weight_before * dweight_before};
     if (kOptions && x[n][e] == -kInfinity) g = {};
     if (cut && !sees(s, query_of(n, e).i, key_of(n, e))) g = {};
     use(n, e, g);

@@ -70,7 +70,8 @@ TW_DEVICE void drop(float (&x)[kTiles][4], const AttentionParams& p, const Seque
 }
 
 // What becomes of a finished row: `scale` its weighted sum; top, as softmax works on it, and inverse are what the backward
-// reads: of a row without keys +inf and 0, by which every weight is 0.
+// reads: of a row without keys +inf and 0, by which every weight is 0. Where a sum is NaN, so is top, of which scores of NaN
+// have no part.
 struct RowEnd {
   float scale, lse, top, inverse;
 };
@@ -88,7 +89,7 @@ TW_DEVICE RowEnd end_row(const AttentionParams& p, RowState state, int head, flo
   const float kept = p.rng != nullptr ? static_cast<float>(dropout_scale(p.dropout_p)) : 1.0f;
   if (state.sum == 0.0f) return {0.0f, -kInfinity, kInfinity, 0.0f};
   const float inverse = rescale / state.sum;
-  return {inverse * kept, state.top + log_exact(state.sum), top, inverse};
+  return {inverse * kept, state.top + log_exact(state.sum), inverse == inverse ? top : kNaN, inverse};
 }
 
 // By one lane of a row.

@@ -9,7 +9,7 @@
 
 namespace tilewright::gpu {
 
-constexpr float kInfinity = __builtin_huge_valf();
+constexpr float kInfinity = __builtin_huge_valf(), kNaN = __builtin_nanf("");
 constexpr float kLowest = -3.4028234663852886e38f;
 
 TW_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }

@@ -9,7 +9,7 @@
 
 namespace tilewright::gpu {
 
-constexpr float kInfinity = __builtin_huge_valf();
+constexpr float kInfinity = __builtin_huge_valf(), kNaN = __builtin_nanf("");
 constexpr float kLowest = -3.4028234663852886e38f;
 
 template <class T>

@@ -82,7 +82,8 @@ def attend(
     if rng is not None:
         planes = torch.arange(first_plane, first_plane + q.shape[0] * heads, device=q.device).view(-1, heads, 1)
         kept = keep_mask(rng, planes, torch.arange(seqlen_q, device=q.device), seqlen_k, dropout_p)
-        p = p * kept * dropout_scale(dropout_p)
+        keep = keep & kept
+        p = torch.where(kept, p * dropout_scale(dropout_p), 0.0)
     return weighted(p, values, keep).to(q.dtype), lse.to(accumulator(q.dtype))
 
 

@@ -65,14 +65,16 @@ def _backward(
     """softmax: ds = y (dy - sum(y dy)); log_softmax: ds = dy - exp(y) sum(dy), over the entries that are not
     excluded: whatever dy holds there, which for a softmax are entries of weight 0, has no part in it."""
     dtype = accumulator(y.dtype)
-    g, out = dy.to(dtype), y.to(dtype)
-    if log:
-        excluded = out == -torch.inf
-        g = g.masked_fill(excluded, 0.0)
-        ds = (g - torch.exp(out) * g.sum(call.dim, keepdim=True)).masked_fill(excluded, 0.0) if y.dim() else g - g
+    out = y.to(dtype)
+    excluded = out == (-torch.inf if log else 0.0)
+    g = dy.to(dtype).masked_fill(excluded, 0.0)
+    if y.dim() == 0:
+        ds = g - g
+    elif log:
+        ds = g - torch.exp(out) * g.sum(call.dim, keepdim=True)
     else:
-        g = g.masked_fill(out == 0, 0.0)
-        ds = out * (g - (out * g).sum(call.dim, keepdim=True)) if y.dim() else g - g
+        ds = out * (g - (out * g).sum(call.dim, keepdim=True))
+    ds = ds.masked_fill(excluded, 0.0)
     dmask = None
     if wanted[1] and call.mask is not None:
         dmask = ds.sum_to_size(call.mask.shape).to(call.mask.dtype)

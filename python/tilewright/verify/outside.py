@@ -1,7 +1,8 @@
 """What a query does not see has no part in its row, whatever it is: an infinity or NaN there changes nothing.
 
 Elements of one tensor are replaced, of an argument or of an output's gradient. Results that the reference says do not
-depend on them, because they are what they were, have to be what they were on a backend as well.
+depend on them, because they are what they were, have to be what they were on a backend as well; and where it says that
+there is no number, there is none.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from .substitute import difference, results
 
 VALUES = (math.nan, math.inf, -math.inf)
 #: Of these an infinity makes scores of -inf, by which kernels know an excluded pair; every row of a head sees its sink.
-VALUES_OF = {"q": VALUES[:1], "k": VALUES[:1], "k_cache": VALUES[:1], "sinks": VALUES[2:]}
+VALUES_OF = {
+    "q": VALUES[:1], "k": VALUES[:1], "k_cache": VALUES[:1], "alibi_slopes": VALUES[:1], "sinks": VALUES[2:],
+}  # fmt: skip
 
 
 def excluding(case: Case, tensors: dict[str, Tensor]) -> set[str]:
@@ -40,6 +43,9 @@ def problems(case: Case, backend: str, tensor: str, seed: int = 0, values: Seque
         for name, t in found.items():
             same = (reference[name] == exact[name]) | (reference[name].isnan() & exact[name].isnan())
             problem = difference(t[same], before[name][same])
+            was_number = before[name].isfinite() & (before[name] != 0)  # else excluded, which it may be still
+            if (found[name].isfinite() & reference[name].isnan() & was_number).any():
+                problem = "is a number, where there is none,"
             if problem:
                 where = "the row" if whole else "the element"
                 yield f"{name} {problem} when {tensor} holds {value} in {where} {position:.0%} from its beginning"
