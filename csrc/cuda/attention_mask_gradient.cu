@@ -54,6 +54,7 @@ attention_mask_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   const float unit = logit_unit<true>(p);
   const Dropout dropout = Dropout::of(p);
   float sum[kKeys / 8][4] = {};
+  double of_row[2] = {};  // with all_keys: the gradients of a row nearly cancel
   for (int b = batch.begin; b < batch.end; ++b) {
     const Sequence s = find_sequence(p, b);
     const Span rows =
@@ -96,17 +97,18 @@ attention_mask_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
               x, dx, p, s, [&](int, int e) -> const Query& { return q[e / 2]; },
               [&](int n, int e) { return start + 8 * n + 2 * (lane % 4) + e % 2; },
               [&](int, int e) { return row[e / 2]; }, kept, dropout.scale, unit, true,
-              [&](int n, int e, const Gradient& g) { sum[n][e] += g.logit; });
+              [&](int n, int e, const Gradient& g) {
+                if (all_keys)
+                  of_row[e / 2] += double{g.logit};
+                else
+                  sum[n][e] += g.logit;
+              });
         }
       }
   }
 
   if (all_keys)  // into the row's first column
-    TW_UNROLL for (int h = 0; h < 2; ++h) {
-      float of_row = 0.0f;
-      TW_UNROLL for (int n = 0; n < kKeys / 8; ++n) of_row += sum[n][2 * h] + sum[n][2 * h + 1];
-      sum[0][2 * h] = sum_of_quad(of_row);
-    }
+    TW_UNROLL for (int h = 0; h < 2; ++h) sum[0][2 * h] = sum_of_quad(static_cast<float>(of_row[h]));
   const auto parts = shared_memory<float>();  // of each warp, a float for each key
   if (all_rows) {
     sync_block();
