@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import tilewright as tw
-from tilewright.catalog import OPS
+from tilewright.catalog import OPS, canonical_call
+from tilewright.integrations.flash_attn import flash_attn_with_kvcache
 from tilewright.verify import layouts
 from tilewright.verify.case import Case, Maker
 from tilewright.verify.substitute import covering
@@ -133,6 +134,35 @@ def test_a_tensor_saved_and_then_written_is_noticed() -> None:
     version = kept._version
     tw.kvcache_attention(q, kept, kept)  # which writes nothing
     assert kept._version == version
+
+
+def test_every_way_to_a_cache_counts_its_writes() -> None:
+    q, new = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 1, 8)
+    call, _ = canonical_call("kvcache_attention", q, new, new, k=new, v=new, cache_seqlens=0)
+    operator = OPS["kvcache_attention"][0].operator
+    turned = [t.transpose(1, 2) for t in (q, new, new)]
+    lengths = torch.tensor([3], dtype=torch.int32)
+    pages = {"block_table": torch.tensor([[0]], dtype=torch.int32)}
+    ways: dict[str, Callable[[Tensor, Tensor], Any]] = {
+        "the operator": lambda k, v: operator(*call._replace(k_cache=k, v_cache=v, cache_seqlens=lengths + 1), ""),
+        "compiled": lambda k, v: _append_compiled(q, k, v, new),
+        "flash_attn's": lambda k, v: flash_attn_with_kvcache(
+            turned[0], k.transpose(1, 2), v.transpose(1, 2), turned[1], turned[2], cache_seqlens=lengths
+        ),
+        "pages": lambda k, v: tw.kvcache_attention(q, k, v, k=new, v=new, cache_seqlens=lengths, **pages),
+        "under no_grad": lambda k, v: torch.no_grad()(tw.kvcache_attention)(q, k, v, k=new, v=new, cache_seqlens=3),
+    }
+    for name, append in ways.items():
+        caches = [torch.zeros(1, 2, 6, 8) for _ in range(2)]
+        before = [t._version for t in caches]
+        append(*caches)
+        assert all(t.any() for t in caches), f"{name} wrote nothing"
+        assert all(t._version > b for t, b in zip(caches, before, strict=True)), f"{name} does not count its writes"
+
+
+def _append_compiled(q: Tensor, k: Tensor, v: Tensor, new: Tensor) -> Tensor:
+    function = torch.compile(tw.kvcache_attention, backend="aot_eager")
+    return function(q, k, v, k=new, v=new, cache_seqlens=3)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,30 @@ def test_compiles_without_graph_breaks(name: str, dynamic: bool) -> None:
         torch.testing.assert_close(traced, eager)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", [name for name, (op, _) in OPS.items() if op.differentiable])
+def test_gradients_lie_as_compiled_code_was_told(name: str, backend: str) -> None:
+    """Of inputs whose dimensions stand in another order in memory, or overlap."""
+    op = OPS[name][0]
+    args, kwargs = arguments(name)
+    with torch.no_grad():
+        call, _ = canonical_call(name, *args, **kwargs)
+    for change in (lambda t: t.mT.contiguous().mT, lambda t: t[..., :1, :].expand(t.shape)):
+        changed = {f: getattr(call, f) for f in op.differentiable if isinstance(getattr(call, f), torch.Tensor)}
+        changed = {f: change(t.detach()) if t.dim() > 1 else t for f, t in changed.items()}
+        changed = {f: t.contiguous() if f in op.rows and t.stride(-1) != 1 else t for f, t in changed.items()}
+        given = call._replace(**changed)
+        outputs = op.run_forward(given, backend)
+        grads = [
+            torch.randn(o.shape) if i < len(outputs) - len(op.intermediates) else None for i, o in enumerate(outputs)
+        ]
+        wanted = [isinstance(getattr(given, f), torch.Tensor) for f in op.differentiable]
+        found = op.backward_operator(*grads, *outputs, *given, wanted, backend)
+        for field, gradient in zip(op.differentiable, found, strict=True):
+            if gradient.numel():
+                assert gradient.stride() == op.gradient_like(given, field).stride(), f"{name}: {field} on {backend}"
+
+
 def test_compiled_code_obeys_use_backend() -> None:
     compiled = torch.compile(lambda x: tw.softmax(x), fullgraph=True, backend="aot_eager")
     x = torch.randn(3, 4)

@@ -30,7 +30,7 @@ _LIBRARY = torch.library.Library("tilewright", "DEF")
 
 # torch.jit.trace warns of every comparison of sizes, since what it decided is not recorded. Those that the checks make
 # decide nothing but whether to raise, and an operator takes any sizes.
-warnings.filterwarnings("ignore", category=TracerWarning, module=r"tilewright\.(ops|integrations)\.")
+warnings.filterwarnings("ignore", category=TracerWarning, module=r"tilewright\.(ops|integrations|nn)\.")
 
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 

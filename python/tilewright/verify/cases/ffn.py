@@ -102,6 +102,8 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "dropout_odd_recompute", {"dropout_p": 0.3, "out_features": 13, "recompute": True, "rows": (3, 11)}
     yield "transposed_weights", {"transposed_weights": True, "biases": True}
     yield "transposed_weights_gated_one_row", {"transposed_weights": True, "activation": "geglu", "rows": 1}
+    # The gated half begins where no wide copy of a half type may.
+    yield "transposed_weights_gated_odd_half", {"transposed_weights": True, "activation": "swiglu", "hidden": 12}
     yield "three_dims", {"rows": (3, 7), **_EVERYTHING}
     yield "four_dims_gated", {"rows": (2, 3, 4), "activation": "swiglu", "residual": True}
     yield "vector", {"rows": (), "biases": True}
