@@ -24,8 +24,8 @@ MAX_HEAD_DIM = 256
 
 #: Options that every attention op takes, in the words of all three docstrings.
 OPTIONS_DOC = """
-        mask: bool (True attends) or float (added to the scores; gets a gradient; -inf excludes), broadcastable to
-            {mask_shape}. A float mask is float32 or has q's dtype.
+        mask: bool (True attends) or float (added to the scores; gets a gradient; -inf excludes, +inf and NaN make the
+            query's row NaN), broadcastable to {mask_shape}. A float mask is float32 or has q's dtype.
         causal: None, "top_left" (query i sees keys j <= i, what SDPA means) or "bottom_right" (j <= i + Sk - Sq, what
             FlashAttention means).
         window: (left, right), each an int >= 0 or None for no limit: query i sees keys within
