@@ -62,7 +62,10 @@ def check_number(name: str, value: Any) -> float:
         value = _number_in(name, value)
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    number: float = value if isinstance(value, torch.SymFloat) else float(value)  # type: ignore[assignment]
+    try:
+        number: float = value if isinstance(value, torch.SymFloat) else float(value)  # type: ignore[assignment]
+    except OverflowError:  # an int of hundreds of digits
+        number = math.inf
     if not -math.inf < number < math.inf:  # math.isfinite cannot be traced; NaN fails a comparison too
         raise ValueError(f"{name}={value} must be finite")
     return number

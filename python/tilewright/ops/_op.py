@@ -11,44 +11,19 @@ from __future__ import annotations
 import inspect
 import operator
 import typing
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.jit._trace import TracerWarning
 
 from ..config import requested_backend
 from ..dispatch import select
-from ._checks import batching_gradients, transforming, unit_last_stride
-
-_LIBRARY = torch.library.Library("tilewright", "DEF")
-
-# torch.jit.trace warns of every comparison of sizes, since what it decided is not recorded. Those that the checks make
-# decide nothing but whether to raise, and an operator takes any sizes.
-warnings.filterwarnings("ignore", category=TracerWarning, module=r"tilewright\.(ops|integrations|nn)\.")
-
-_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
-
-_TAGS = (
-    torch.Tag.pt2_compliant_tag,
-    # A compiled graph hands over tensors that lie as they were checked: kernels want a unit last stride.
-    torch.Tag.needs_exact_strides,
-)
-
-_SCHEMA_TYPES = {
-    Tensor: "Tensor",
-    Tensor | None: "Tensor?",
-    int: "SymInt",
-    float: "float",
-    bool: "bool",
-    str: "str",
-    str | None: "str?",
-}
+from ._checks import batching_gradients, transforming
+from ._library import register
+from ._memory import must_see_operator, without_dead_wrappers
 
 
 class Cost(NamedTuple):
@@ -79,9 +54,8 @@ class Op:
     outputs         names of what a forward returns
     allocate        uninitialised outputs in their documented shape, dtype and memory layout; also the fake kernel
     differentiable  fields with a gradient computed by the backends' backward
-    saved           fields that a backward reads besides the outputs; of the others, an optional one arrives as None
-    and a
-                    required one as the first output, which has its shape and dtype
+    saved           fields that a backward reads besides the outputs; of the others, an optional one arrives as None and
+                    a required one as the first output, which has its shape and dtype
     intermediates   outputs that exist for the backward only; they come last
     passes_through  fields whose gradient is the output's gradient itself
     rows            fields whose last dimension is contiguous, as their checks made it; an operator, which torch hands
@@ -127,7 +101,7 @@ class Op:
         set_(self, "_get_any_gradient", _getter(self._any_gradient))
         set_(self, "_get_saved", _getter(self._saved_indices))
         set_(self, "_get_options", _getter(self._option_indices))
-        eager, transformable = _register(self)
+        eager, transformable = register(self)
         set_(self, "_function", eager)
         set_(self, "_transformable", transformable)
 
@@ -156,9 +130,9 @@ class Op:
         compiling = torch.compiler.is_compiling()
         if not compiling and transforming():
             return self._public(self._transformable.apply(*call, backend or ""))
-        if compiling or _must_see_operator(call, self._tensor_indices):
+        if compiling or must_see_operator(call, self._tensor_indices):
             if not compiling:
-                call = self._outside_transforms(call)
+                call = without_dead_wrappers(self.name, call)
             # The context is read when the operator runs, so that compiled code obeys use_backend as well.
             # What is traced once may want gradients later.
             if not self._wants_gradient(call) and torch._C._get_tracing_state() is None:
@@ -184,17 +158,6 @@ class Op:
         forward = inspect.unwrap(select(self.name, call, "reference").forward)  # from under its no_grad
         outputs: tuple[Tensor, ...] = forward(call)
         return outputs
-
-    def _outside_transforms(self, call: Any) -> Any:
-        """The call without wrappers of functorch transforms that have ended, of which a batch cannot be used."""
-        wrapped = {f: t for f, t in zip(call._fields, call, strict=True) if isinstance(t, Tensor) and _is_wrapped(t)}
-        alive = {f: torch._C._functorch.unwrap_if_dead(t) for f, t in wrapped.items()}
-        for name, t in alive.items():
-            if torch._C._functorch.is_batchedtensor(t):
-                raise ValueError(
-                    f"{self.name}: {name} is of torch.vmap's, and has left the function that it is inside of"
-                )
-        return call._replace(**alive)
 
     @property
     def operator(self) -> Any:
@@ -277,7 +240,7 @@ class Op:
             # take many upstream gradients at once.
             return self.run_backward(call, outputs, grads, wanted, "reference")
         tensors = (*grads, *outputs, *(call[i] for i in self._saved_indices))
-        if torch.compiler.is_compiling() or _must_see_operator(tensors, range(len(tensors))):
+        if torch.compiler.is_compiling() or must_see_operator(tensors, range(len(tensors))):
             grads = (*grads, *[None] * (len(outputs) - len(grads)))
             found = self.backward_operator(*grads, *outputs, *call, list(wanted), requested)
             return tuple(g if want else None for g, want in zip(found, wanted, strict=True))
@@ -289,196 +252,3 @@ def _getter(indices: tuple[int, ...]) -> Callable[[Any], tuple[Any, ...]]:
     if len(indices) > 1:
         return operator.itemgetter(*indices)
     return lambda call: tuple(call[i] for i in indices)
-
-
-def _must_see_operator(values: Any, indices: Any) -> bool:
-    """True when something other than plain eager execution is watching, modes, transforms, torch.jit.trace or
-    subclasses, and when a tensor is more than what its data pointer says. Of such, torch's dispatcher makes plain ones
-    for an operator."""
-    if torch._C._len_torch_dispatch_stack() > 0 or transforming() or torch._C._get_tracing_state() is not None:
-        return True
-    for i in indices:
-        t = values[i]
-        if t is not None and (type(t) not in _PLAIN_TENSORS or t.is_neg() or not _address(t)):
-            return True
-    return False
-
-
-def _is_wrapped(t: Tensor) -> bool:
-    found: bool = torch._C._functorch.is_functorch_wrapped_tensor(t)
-    return found
-
-
-def _address(t: Tensor) -> int:
-    """Where a tensor's elements are: 0 where there are none, as of zero tensors, functional ones, the meta device and
-    storages that were resized away."""
-    try:
-        return t.data_ptr()
-    except RuntimeError:  # a wrapper that a transform left behind
-        return 0
-
-
-def _in_rows(op: Op, fields: Sequence[Any]) -> list[Any]:
-    """Zero tensors, for one, come out of the dispatcher as one number, expanded."""
-    return [unit_last_stride(t) if i in op._row_indices and t is not None else t for i, t in enumerate(fields)]
-
-
-def _check_memory(op: Op, tensors: Sequence[tuple[str, Tensor | None]]) -> None:
-    """Of what the dispatcher made of the tensors: kernels are handed addresses."""
-    for name, t in tensors:
-        if t is not None and t.numel() > 0 and t.device.type != "meta" and not _address(t):
-            raise ValueError(
-                f"{op.name}: {name} of shape {tuple(t.shape)} has no memory; its storage has "
-                f"{t.untyped_storage().nbytes()} bytes (resized, or never allocated)"
-            )
-
-
-def _for_each_entry(function: Callable[..., Any], info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
-    """The vmap rule: one call for each entry, so that every backend serves it, stacked along a new first dimension."""
-    pairs = list(zip(args, in_dims, strict=True))
-    entries: list[list[Any]] = [[a if d is None else a.select(d, i) for a, d in pairs] for i in range(info.batch_size)]
-    if not entries:  # one call tells the shapes
-        shapes = [None if d is None else [n for i, n in enumerate(a.shape) if i != d] for a, d in pairs]
-        entries = [[a if s is None else a.new_zeros(s) for a, s in zip(args, shapes, strict=True)]]
-    results = [function(*entry) for entry in entries]
-    if isinstance(results[0], Tensor):
-        return torch.stack(results)[: info.batch_size], 0
-    stacked = [torch.stack(column)[: info.batch_size] for column in zip(*results, strict=True)]
-    return type(results[0])(stacked), type(results[0])([0] * len(stacked))
-
-
-@contextmanager
-def _untraced() -> Iterator[None]:
-    """torch.jit.trace records the operator. Inside, where sizes have to be numbers, it sees nothing."""
-    state: Any = torch._C._get_tracing_state()
-    if state is None:
-        yield
-        return
-    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
-
-
-def _laid_out_as(promised: Tensor, gradient: Tensor) -> Tensor:
-    """A gradient with the strides that compiled code was promised. Backends differ in them."""
-    return gradient if gradient.stride() == promised.stride() else promised.copy_(gradient)
-
-
-def _schema_fields(op: Op) -> str:
-    hints = typing.get_type_hints(op.call)
-    parts = []
-    for i, name in enumerate(op.call._fields):  # type: ignore[attr-defined]
-        type_ = _SCHEMA_TYPES[hints[name]]
-        if name in op.mutates:
-            type_ = f"Tensor({chr(ord('a') + i)}!)"
-        parts.append(f"{type_} {name}")
-    return ", ".join(parts)
-
-
-def _register(op: Op) -> tuple[type[torch.autograd.Function], type[torch.autograd.Function]]:
-    """Define torch.ops.tilewright.<name> and <name>_backward; return the autograd.Functions of plain eager calls and of
-    functorch's, which wants its context set up apart from the forward, and that costs eager calls 10 us."""
-    n_outputs, n_fields = len(op.outputs), len(op.call._fields)  # type: ignore[attr-defined]
-    returns = ", ".join(f"Tensor {o}" for o in op.outputs)
-    _LIBRARY.define(f"{op.name}({_schema_fields(op)}, str backend) -> ({returns})", tags=_TAGS)
-
-    def unwrap(outputs: tuple[Tensor, ...]) -> Any:
-        return outputs if n_outputs > 1 else outputs[0]
-
-    def forward(*args: Any) -> Any:
-        with _untraced():
-            return implementation(*args)
-
-    def implementation(*args: Any) -> Any:
-        _check_memory(op, [(op.call._fields[i], args[i]) for i in op._tensor_indices])  # type: ignore[attr-defined]
-        return unwrap(op.run_forward(op.call(*_in_rows(op, args[:-1])), requested_backend(args[-1] or None)))
-
-    def fake(*args: Any) -> Any:
-        return unwrap(op.allocate(op.call(*args[:-1])))
-
-    _LIBRARY.impl(op.name, forward, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"tilewright::{op.name}", fake, lib=_LIBRARY)
-
-    class Eager(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, call: Any, requested: str, *_: Tensor | None) -> Any:
-            outputs = op.run_forward(call, requested)
-            op.save(ctx, call, requested, outputs)
-            return outputs[: op._public_count] if op._public_count > 1 else outputs[0]
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor | None) -> Any:
-            return (None, None, *op.gradients(ctx, grads, ctx.needs_input_grad[2:]))
-
-    def save_fields(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        outputs = op._as_tuple(output)
-        ctx.mark_non_differentiable(*outputs[op._public_count :])
-        op.save(ctx, inputs[:-1], inputs[-1], outputs)
-
-    def backward_by_field(ctx: Any, *grads: Tensor | None) -> Any:
-        results: list[Tensor | None] = [None] * (n_fields + 1)
-        for i, g in zip(
-            op._any_gradient, op.gradients(ctx, grads, [ctx.needs_input_grad[i] for i in op._any_gradient]), strict=True
-        ):
-            results[i] = g
-        return tuple(results)
-
-    class Transformable(torch.autograd.Function):
-        @staticmethod
-        def forward(*args: Any) -> Any:
-            return op.operator(*args)
-
-        setup_context = staticmethod(save_fields)
-        backward = staticmethod(backward_by_field)
-
-        vmap = staticmethod(lambda *args: _for_each_entry(Transformable.apply, *args))
-
-    torch.library.register_vmap(
-        f"tilewright::{op.name}", lambda *args: _for_each_entry(op.operator, *args), lib=_LIBRARY
-    )
-
-    Eager.__name__ = Eager.__qualname__ = Transformable.__name__ = Transformable.__qualname__ = op.name
-    if not op.differentiable:
-        return Eager, Transformable
-
-    grads_in = ", ".join(f"Tensor? d{o}" for o in op.outputs)
-    outputs_in = ", ".join(f"Tensor {o}" for o in op.outputs)
-    _LIBRARY.define(
-        f"{op.name}_backward({grads_in}, {outputs_in}, {_schema_fields(op)}, bool[] wanted, str backend) -> Tensor[]",
-        tags=_TAGS,
-    )
-
-    def split(args: tuple[Any, ...]) -> tuple[Any, tuple[Tensor, ...], tuple[Tensor | None, ...], list[bool], str]:
-        grads, outputs = args[:n_outputs], args[n_outputs : 2 * n_outputs]
-        call = op.call(*_in_rows(op, args[2 * n_outputs : 2 * n_outputs + n_fields]))
-        return call, outputs, grads, args[-2], args[-1]
-
-    def backward_operator(*args: Any) -> list[Tensor]:
-        call, outputs, grads, wanted, backend = split(args)
-        named = [(f"the gradient of {n}", g) for n, g in zip(op.outputs, grads, strict=True)]
-        _check_memory(op, named + [(op.call._fields[i], call[i]) for i in op._saved_indices])  # type: ignore[attr-defined]
-        found = op.run_backward(call, outputs, grads, wanted, requested_backend(backend or None))
-        return [
-            outputs[0].new_empty(0) if g is None else _laid_out_as(op.gradient_like(call, name), g)
-            for name, g in zip(op.differentiable, found, strict=True)
-        ]
-
-    def fake_backward(*args: Any) -> list[Tensor]:
-        call, outputs, _, wanted, _ = split(args)
-        return [
-            op.gradient_like(call, name) if want else outputs[0].new_empty(0)
-            for name, want in zip(op.differentiable, wanted, strict=True)
-        ]
-
-    torch.library.register_vmap(
-        f"tilewright::{op.name}_backward", lambda *args: _for_each_entry(op.backward_operator, *args), lib=_LIBRARY
-    )
-    _LIBRARY.impl(f"{op.name}_backward", backward_operator, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"tilewright::{op.name}_backward", fake_backward, lib=_LIBRARY)
-
-    torch.library.register_autograd(
-        f"tilewright::{op.name}", backward_by_field, setup_context=save_fields, lib=_LIBRARY
-    )
-    return Eager, Transformable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from ._checks import (
     unit_last_stride,
 )
 from ._features import OPTIONS_DOC, check_features, check_heads, check_qkv, pairs, tensor_bytes
+from ._memory import overlap, shares_elements
 from ._op import Cost, Op
 from .attention import LAYOUTS, empty_output
 
@@ -81,23 +81,9 @@ def cost(call: KvcacheAttentionCall) -> Cost:
     return Cost(2 * kept * (head_dim + head_dim_v), given + read + written)
 
 
-@functools.lru_cache(maxsize=1024)
-def _shares_elements(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether two indices certainly have one place in memory: along an expanded dimension, or where one dimension's
-    step is a number of another's that lies within it, as in frames that overlap."""
-    steps = [(s, n) for n, s in zip(shape, strides, strict=True) if n > 1]
-    return any(s == 0 for s, _ in steps) or any(
-        wide % step == 0 and wide // step < n for (step, n), (wide, _) in itertools.permutations(steps, 2)
-    )
-
-
 def check_values(call: KvcacheAttentionCall) -> None:
-    for name, cache in zip(("k_cache", "v_cache"), written(call), strict=False):
-        if _shares_elements(cache.shape, cache.stride()):
-            raise ValueError(
-                f"{name} of shape {shape(cache)} has strides {cache.stride()}, by which several of its elements share "
-                "one place in memory; k and v cannot be written there. Give a copy: clone() it"
-            )
+    if written(call):
+        _check_writable(call)
     # On a GPU reading the contents would stall the stream; there the kernels clamp to the cache's bounds.
     if call.cache_seqlens.device.type != "cpu":
         return
@@ -119,6 +105,26 @@ def check_values(call: KvcacheAttentionCall) -> None:
                 raise ValueError(
                     f"block_table[{b}] names page {bad}, out of range: k_cache has pages 0 to {num_pages - 1}"
                 )
+
+
+def _check_writable(call: KvcacheAttentionCall) -> None:
+    """As torch does for what it writes in place."""
+    caches = {"k_cache": call.k_cache, "v_cache": call.v_cache}
+    for name, cache in caches.items():
+        if shares_elements(cache.shape, cache.stride()):
+            raise ValueError(
+                f"{name} of shape {shape(cache)} has strides {cache.stride()}, by which several of its elements share "
+                "one place in memory; k and v cannot be written there. Give a copy: clone() it"
+            )
+    others = {**caches, "q": call.q, "k": call.k, "v": call.v}
+    if len({t.untyped_storage().data_ptr() for t in others.values() if t is not None}) == len(others):
+        return
+    for (name, cache), (other, t) in itertools.product(caches.items(), others.items()):
+        if t is not None and other != name and overlap(cache, t):
+            raise ValueError(
+                f"{other} and {name} share memory, and {name} is to be written; give {other} memory of its own: "
+                "clone() it"
+            )
 
 
 def _canonical_cache(cache: Tensor, name: str, layout: str, appended: bool) -> Tensor:
@@ -346,10 +352,12 @@ kvcache_attention.__doc__ = f"""Attention of a few new queries over a key/value 
     Args:
         q: (B, H, Sq, D); float32, float16, bfloat16 or float64. D is 1 to 256.
         k_cache, v_cache: (B, Hkv, Smax, D) and (B, Hkv, Smax, Dv); with block_table, pages
-            (num_pages, Hkv, page_size, D) and (num_pages, Hkv, page_size, Dv).
+            (num_pages, Hkv, page_size, D) and (num_pages, Hkv, page_size, Dv). While k and v are written, they share no
+            element with one another or with q, k and v, and none with itself, as torch has it for what it writes.
         k, v: new (B, Hkv, Snew, D) and (B, Hkv, Snew, Dv), or None.
         cache_seqlens: (B,) int32, or an int for all: how many positions are filled before k and v are added. None: all.
         block_table: (B, max_pages) int32; position j of sequence b lies in page block_table[b, j // page_size].
+            Where several sequences write one row of a page, that of any of them is left there.
         num_splits: parts into which the key range is split and worked on side by side; 0 chooses. There are at most
             256, and no more than tiles of keys. A fixed number makes a sequence's result independent of the batch it is
             in.
