@@ -81,8 +81,9 @@ attention_backward_keys_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
       if (busy) {
         const int head = head_of(tile), start = start_of(tile);
         float x[kQueries / 8][4] = {}, dx[kQueries / 8][4] = {};
-        multiply_rows<true>(x, k_tile, warp_row, q_tile(stage));  // the forward's scores, bit for bit
-        multiply_rows(dx, v_tile, warp_row, dout_tile(stage));
+        // The scores and products of attention_backward_rows.cu, bit for bit: where a query sees one key they cancel.
+        multiply_rows<true>(x, k_tile, warp_row, q_tile(stage), has_few_keys(s));
+        multiply_rows<true>(dx, v_tile, warp_row, dout_tile(stage));
         const bool cut = start < range.lo_all || start + kQueries > range.hi_all || last - first + 1 < kKeys;
         const int j = first + warp_row + lane / 4;  // this lane's keys: j and j + 8
         const auto column_of = [&](int n, int e) { return 8 * n + 2 * (lane % 4) + e % 2; };

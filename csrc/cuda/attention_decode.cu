@@ -89,7 +89,7 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
       sync_warp();
       const int start = start_of(tile);
       float x[kKeys / 8][4] = {};
-      multiply_few_rows(x, q_tile, 0, k_tile(tile % kStages));
+      multiply_rows(x, q_tile, 0, k_tile(tile % kStages), true);
       tiles_to_logits<T, true>(x, p, s, q, start,
                                start < range.lo_all || start + kKeys > range.hi_all || start + kKeys > range.hi);
       to_weights(x, state, out, 1.0f);

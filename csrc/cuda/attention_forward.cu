@@ -70,7 +70,7 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
       sync_block();
       if (busy) {
         float x[kKeys / 8][4] = {};
-        multiply_rows(x, q_tile, warp_row, k_tile(stage));
+        multiply_rows(x, q_tile, warp_row, k_tile(stage), has_few_keys(s));
         tiles_to_logits<T, kOptions>(x, p, s, q, start, start < range.lo_all || start + kKeys > range.hi_all);
         to_weights(x, state, out, unit);
         if (kOptions && dropout.on) drop(x, p, s, dropout, q, start);

@@ -164,14 +164,13 @@ TW_DEVICE float sum_of_quad(float x) {
 
 // d += a b^T, of a warp's 16 rows of a from `row` on and all rows of b that d has columns for.
 template <bool kTransposed = false, class T, int kWidth, int kTiles>
-TW_DEVICE void multiply_rows(float (&d)[kTiles][4], const Tile<T, kWidth>& a, int row, const Tile<T, kWidth>& b,
-                             int begin = 0, int end = kWidth) {
+TW_DEVICE void multiply_rows(float (&d)[kTiles][4], const Tile<T, kWidth>& a, int row, const Tile<T, kWidth>& b) {
   static_assert(kTiles % 2 == 0);
   // float32's operands in three parts leave no registers for more than a step.
   constexpr int kSteps = kWidth / kDeep;
   [[maybe_unused]] constexpr int kUnrolled = sizeof(T) == 4 ? 1 : kSteps <= 8 ? kSteps : 4;
   TW_UNROLL_BY(kUnrolled)
-  for (int depth = begin; depth < end; depth += kDeep) {
+  for (int depth = 0; depth < kWidth; depth += kDeep) {
     LeftFragment<T> x;
     load_left(x, a, row, depth);
     TW_UNROLL for (int n = 0; n < kTiles; n += 2) {
@@ -183,16 +182,24 @@ TW_DEVICE void multiply_rows(float (&d)[kTiles][4], const Tile<T, kWidth>& a, in
   }
 }
 
-// The same, for few rows: tensor cores cut what they add, and in sums over a wide head that shows where it is not averaged
-// out. Sums over part of the columns are added up rounded.
+// The same, or with `rounded` each step's sum rounded as it is added, not cut off as tensor cores have it: for what few keys
+// see, where that is not averaged out.
 template <bool kTransposed = false, class T, int kWidth, int kTiles>
-TW_DEVICE void multiply_few_rows(float (&d)[kTiles][4], const Tile<T, kWidth>& a, int row, const Tile<T, kWidth>& b) {
-  constexpr int kPart = kWidth < 64 ? kWidth : 64;
-  static_assert(kWidth % kPart == 0);
-  TW_UNROLL_BY(1) for (int depth = 0; depth < kWidth; depth += kPart) {
-    float part[kTiles][4] = {};
-    multiply_rows<kTransposed>(part, a, row, b, depth, depth + kPart);
-    TW_UNROLL for (int n = 0; n < kTiles; ++n) TW_UNROLL for (int e = 0; e < 4; ++e) d[n][e] += part[n][e];
+TW_DEVICE void multiply_rows(float (&d)[kTiles][4], const Tile<T, kWidth>& a, int row, const Tile<T, kWidth>& b,
+                             bool rounded) {
+  if (sizeof(T) == 4 || !rounded) return multiply_rows<kTransposed>(d, a, row, b);  // float32's every step is
+  TW_UNROLL for (int n = 0; n < kTiles; n += 2) {
+    TW_UNROLL_BY(1) for (int depth = 0; depth < kWidth; depth += kDeep) {
+      LeftFragment<T> x;
+      RightFragment<T> y[2];
+      load_left(x, a, row, depth);
+      load_right(y, b, 8 * n, depth);
+      TW_UNROLL for (int i = 0; i < 2; ++i) {
+        float sum[4] = {};
+        multiply<T, kTransposed>(sum, x, y[i]);
+        TW_UNROLL for (int e = 0; e < 4; ++e) d[n + i][e] += sum[e];
+      }
+    }
   }
 }
 
