@@ -5,9 +5,10 @@ over reruns whether that was asked for or not.
     P = exp(S - max) / sum      dS = P * (dP - delta)      delta = rowsum(dO * O) - dlse
     dQ = scale dS K             dK = scale dS^T Q          dV = P^T dO
 
-delta comes from the rounded O, so where one key has nearly all the weight dP - delta is mostly rounding. A block of
-rows whose keys fit in one tile takes delta = sum of P dP - dlse instead, which has dP's own rounding in it. So dQ comes
-first, and leaves delta to the rest.
+delta comes from the rounded O, so where one key has nearly all the weight dP - delta is mostly rounding; and dQ has an
+error of delta's times the keys' mean, which stands out in a narrow head, whose weights lean on each of its dims. A
+block of rows whose keys fit in one tile, or of a narrow head (EXACT), takes delta = sum of P dP - dlse instead, which
+has dP's own rounding in it. So dQ comes first, and leaves delta to the rest.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def attention_backward_rows(
     scale, sign, softcap, threshold, dropout_scale,
     MASK: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TOP_LEFT: tl.constexpr, VARLEN: tl.constexpr,
-    HAS_DLSE: tl.constexpr, WANT_DQ: tl.constexpr, SIGNED: tl.constexpr, TMA: tl.constexpr,
+    HAS_DLSE: tl.constexpr, WANT_DQ: tl.constexpr, EXACT: tl.constexpr, SIGNED: tl.constexpr, TMA: tl.constexpr,
     CHECK_D: tl.constexpr, CHECK_DV: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -184,21 +185,34 @@ def attention_backward_rows(
             HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, CHECK_D, CHECK_DV, False, False, True, 1, BLOCK_N,
         )  # fmt: skip
         dq = dot(cast(ds, k.dtype), k, dq)
-    elif WANT_DQ:
-        begin_whole, end_whole = whole_tiles(lo, hi, lo_all, hi_all, BLOCK_N, HAS_LEFT)
-        for part in tl.static_range(0 if HAS_LEFT else 1, 3):
-            begin = lo if part == 0 else (begin_whole if part == 1 else end_whole)
-            end = begin_whole if part == 0 else (end_whole if part == 1 else hi)
-            for start in tl.range(begin, end, BLOCK_N):
-                k, ds, _delta = rows_against_keys(
+    else:
+        if EXACT:
+            delta = -dlse
+            for start in tl.range(lo, hi, BLOCK_N):
+                _k, _ds, products = rows_against_keys(
                     q, dout, queries, gradients, keys, values, K_BOX, V_BOX, box_b, box_head, box_row,
                     stride_qs, stride_ds, stride_ks, stride_vs, head_dim, head_dim_v,
-                    i, start, m, inverse, delta, mask, slope, plane, stride_mask_q, stride_mask_k,
+                    i, start, m, inverse, tl.zeros([BLOCK_M], tl.float32), mask, slope, plane, stride_mask_q, stride_mask_k,
                     seqlen_q, seqlen_k, shift, left, right, scale, sign, softcap, RNG, threshold, dropout_scale,
-                    SIGNED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, CHECK_D, CHECK_DV, False,
-                    TMA and (part == 1 or not VARLEN), part != 1, -1, BLOCK_N,
+                    SIGNED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, CHECK_D, CHECK_DV,
+                    False, False, True, 1, BLOCK_N,
                 )  # fmt: skip
-                dq = dot(cast(ds, k.dtype), k, dq)
+                delta += products
+        if WANT_DQ:
+            begin_whole, end_whole = whole_tiles(lo, hi, lo_all, hi_all, BLOCK_N, HAS_LEFT)
+            for part in tl.static_range(0 if HAS_LEFT else 1, 3):
+                begin = lo if part == 0 else (begin_whole if part == 1 else end_whole)
+                end = begin_whole if part == 0 else (end_whole if part == 1 else hi)
+                for start in tl.range(begin, end, BLOCK_N):
+                    k, ds, _delta = rows_against_keys(
+                        q, dout, queries, gradients, keys, values, K_BOX, V_BOX, box_b, box_head, box_row,
+                        stride_qs, stride_ds, stride_ks, stride_vs, head_dim, head_dim_v,
+                        i, start, m, inverse, delta, mask, slope, plane, stride_mask_q, stride_mask_k,
+                        seqlen_q, seqlen_k, shift, left, right, scale, sign, softcap, RNG, threshold, dropout_scale,
+                        SIGNED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, CHECK_D, CHECK_DV,
+                        False, TMA and (part == 1 or not VARLEN), part != 1, -1, BLOCK_N,
+                    )  # fmt: skip
+                    dq = dot(cast(ds, k.dtype), k, dq)
     EXCLUDES: tl.constexpr = HAS_LEFT or HAS_RIGHT or HAS_DROPOUT or MASK != ""
     if EXCLUDES:
         count = not_finite(dq)

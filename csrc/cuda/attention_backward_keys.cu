@@ -3,8 +3,8 @@
 //
 // Scores are computed transposed, rows being keys: as results of products they are then the left operands that the sums
 // over queries need.
-#include "attention_gradient.h"
 #include "attention_launch.h"
+#include "attention_pairs.h"
 
 namespace tilewright::gpu {
 namespace {
@@ -70,55 +70,45 @@ attention_backward_keys_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   const bool busy = first + warp_row < s.seqlen_k;  // a warp past the last key only copies
   const float unit = logit_unit<kOptions>(p);
   const Dropout dropout = kOptions ? Dropout::of(p) : Dropout{};
-  float dk[S::kPart / 8][4], dv[S::kPart / 8][4];
-  for (bool by_pairs = false;; by_pairs = true) {
-    TW_UNROLL for (int c = 0; c < S::kPart / 8; ++c) TW_UNROLL for (int e = 0; e < 4; ++e) dk[c][e] = dv[c][e] = 0.0f;
-    for (int tile = 0, stage = 0; tile < count; ++tile, stage = (stage + 1) % kStages) {
-      if (kStages > 1 && tile + 1 < count) copy_queries(head_of(tile + 1), start_of(tile + 1), stage ^ 1);
-      if (kStages > 1) commit_copies();
-      wait_for_copies<kStages - 1>();
-      sync_block();
-      if (busy) {
-        const int head = head_of(tile), start = start_of(tile);
-        float x[kQueries / 8][4] = {}, dx[kQueries / 8][4] = {};
-        // The scores and products of attention_backward_rows.cu, bit for bit: where a query sees one key they cancel.
-        multiply_rows<true>(x, k_tile, warp_row, q_tile(stage), has_few_keys(s));
-        multiply_rows<true>(dx, v_tile, warp_row, dout_tile(stage));
-        const bool cut = start < range.lo_all || start + kQueries > range.hi_all || last - first + 1 < kKeys;
-        const int j = first + warp_row + lane / 4;  // this lane's keys: j and j + 8
-        const auto column_of = [&](int n, int e) { return 8 * n + 2 * (lane % 4) + e % 2; };
-        const uint32_t kept =
-            dropout.on ? dropout.kept_transposed<kQueries / 8>(p, s, head, start + column_of(0, 0), first + warp_row)
-                       : ~0u;
-        const Query query = Query::of(p, s, head, 0);
-        to_gradients<T, kOptions>(
-            x, dx, p, s, [&](int n, int e) { return Query{start + column_of(n, e), head, query.slope}; },
-            [&](int, int e) { return j + 8 * (e / 2); },
-            [&](int n, int e) {
-              const Shared<float> at = terms(stage) + 3 * column_of(n, e);
-              return RowTerms{at.load(0), at.load(1), at.load(2)};
-            },
-            kept, dropout.scale, unit, cut,
-            [&](int n, int e, const Gradient& g) { x[n][e] = g.weight, dx[n][e] = g.score; });
-        if (by_pairs) {
-          add_pairs(dv, x, dout_tile(stage), part);
-          add_pairs(dk, dx, q_tile(stage), part);
-        } else {
-          multiply_scores(dv, x, dout_tile(stage), part);
-          multiply_scores(dk, dx, q_tile(stage), part);
-        }
-      }
-      sync_block();  // the next copies go where this iteration has read
-      if (kStages == 1 && tile + 1 < count) copy_queries(head_of(tile + 1), start_of(tile + 1), 0);
-      if (kStages == 1) commit_copies();
-    }
-    wait_for_copies<0>();
+  float dk[S::kPart / 8][4] = {}, dv[S::kPart / 8][4] = {};
+  for (int tile = 0, stage = 0; tile < count; ++tile, stage = (stage + 1) % kStages) {
+    if (kStages > 1 && tile + 1 < count) copy_queries(head_of(tile + 1), start_of(tile + 1), stage ^ 1);
+    if (kStages > 1) commit_copies();
+    wait_for_copies<kStages - 1>();
     sync_block();
-    if (by_pairs || count == 0 || !may_exclude(p)) break;
-    if (all_of_block(all_finite(dk) && all_finite(dv), q_tile(0).at.template as<float>())) break;
-    copy_queries(head_of(0), start_of(0), 0);
-    commit_copies();
+    if (busy) {
+      const int head = head_of(tile), start = start_of(tile);
+      float x[kQueries / 8][4] = {}, dx[kQueries / 8][4] = {};
+      // The scores and products of attention_backward_rows.cu, bit for bit: where a query sees one key they cancel.
+      multiply_rows<true>(x, k_tile, warp_row, q_tile(stage), has_few_keys(s));
+      multiply_rows<true>(dx, v_tile, warp_row, dout_tile(stage));
+      const bool cut = start < range.lo_all || start + kQueries > range.hi_all || last - first + 1 < kKeys;
+      const int j = first + warp_row + lane / 4;  // this lane's keys: j and j + 8
+      const auto column_of = [&](int n, int e) { return 8 * n + 2 * (lane % 4) + e % 2; };
+      const uint32_t kept =
+          dropout.on ? dropout.kept_transposed<kQueries / 8>(p, s, head, start + column_of(0, 0), first + warp_row)
+                     : ~0u;
+      const Query query = Query::of(p, s, head, 0);
+      to_gradients<T, kOptions>(
+          x, dx, p, s, [&](int n, int e) { return Query{start + column_of(n, e), head, query.slope}; },
+          [&](int, int e) { return j + 8 * (e / 2); },
+          [&](int n, int e) {
+            const Shared<float> at = terms(stage) + 3 * column_of(n, e);
+            return RowTerms{at.load(0), at.load(1), at.load(2)};
+          },
+          kept, dropout.scale, unit, cut,
+          [&](int n, int e, const Gradient& g) { x[n][e] = g.weight, dx[n][e] = g.score; });
+      multiply_scores(dv, x, dout_tile(stage), part);
+      multiply_scores(dk, dx, q_tile(stage), part);
+    }
+    sync_block();  // the next copies go where this iteration has read
+    if (kStages == 1 && tile + 1 < count) copy_queries(head_of(tile + 1), start_of(tile + 1), 0);
+    if (kStages == 1) commit_copies();
   }
+
+  wait_for_copies<0>();
+  sync_block();
+  const bool done = stands(p, dk) && stands(p, dv);
   const Tile<T, S::kPart> out{memory + warp_row * S::kPart};  // in place of the keys
   const auto write = [&](const float (&x)[S::kPart / 8][4], const View4& v, int width, float scale) {
     if (v.data == nullptr) return;
@@ -131,8 +121,21 @@ attention_backward_keys_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
         kWarpSize);
     sync_warp();
   };
-  write(dk, p.dk, head_dim, static_cast<float>(p.scale));
+  const float scale = static_cast<float>(p.scale);
+  write(dk, p.dk, head_dim, scale);
   write(dv, p.dv, head_dim_v, 1.0f);
+  if (done) return;
+  sync_warp();
+  TW_UNROLL_BY(1) for (int j = first + warp_row; j < first + warp_row + 16 && j < s.seqlen_k; ++j) {
+    constexpr int kColumns = S::kPart / kWarpSize;
+    float sum_k[kColumns], sum_v[kColumns];
+    sum_key_gradients<T, kOptions>(p, s, kv_head, j, range.lo, range.hi, part, sum_k, sum_v);
+    const auto write_one = [&](const View4& v, const float (&x)[kColumns], float factor, int width) {
+      if (v.data != nullptr) write_row(find_rows<T>(v, s, kv_head, s.first_k)(j), x, factor, part, width);
+    };
+    write_one(p.dk, sum_k, scale, head_dim);
+    write_one(p.dv, sum_v, 1.0f, head_dim_v);
+  }
 }
 
 struct BackwardKeys {

@@ -1,6 +1,6 @@
 // Attention backward, query by query: delta, and dQ. A block has the rows of a forward block, and goes over the same keys.
-#include "attention_gradient.h"
 #include "attention_launch.h"
+#include "attention_pairs.h"
 
 namespace tilewright::gpu {
 namespace {
@@ -103,54 +103,44 @@ attention_backward_rows_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   sync_block();
   if (!exact) add_products(p, s, head, first + warp_row, dout_tile, warp_row, row);
 
-  float dq[kWidth / 8][4], delta[2] = {};
-  for (bool by_pairs = false;; by_pairs = true) {
-    TW_UNROLL for (int c = 0; c < kWidth / 8; ++c) TW_UNROLL for (int e = 0; e < 4; ++e) dq[c][e] = 0.0f;
-    const int begin = by_pairs ? first_of_dq : 0;
-    for (int step = begin, stage = 0; step < steps; ++step, stage = (stage + 1) % kStages) {
-      if (kStages > 1 && step + 1 < steps) copy_keys(start_of(step + 1), stage ^ 1);
-      if (kStages > 1) commit_copies();
-      wait_for_copies<kStages - 1>();
-      sync_block();
-      const int start = start_of(step);
-      if (busy) {
-        float x[kKeys / 8][4] = {}, dx[kKeys / 8][4] = {}, products[2] = {};
-        multiply_rows(x, q_tile, warp_row, k_tile(stage), has_few_keys(s));
-        multiply_rows(dx, dout_tile, warp_row, v_tile(stage));
-        const bool cut = start < range.lo_all || start + kKeys > range.hi_all;
-        const uint32_t kept = dropout.on ? dropout.kept<kKeys / 8>(p, s, q, start) : ~0u;
-        to_gradients<T, kOptions>(
-            x, dx, p, s, [&](int, int e) -> const Query& { return q[e / 2]; },
-            [&](int n, int e) { return start + 8 * n + 2 * (lane % 4) + e % 2; },
-            [&](int, int e) { return row[e / 2]; }, kept, dropout.scale, unit, cut,
-            [&](int n, int e, const Gradient& g) {
-              products[e / 2] += g.product;
-              dx[n][e] = g.score;
-            });
-        if (exact && step < tiles) {
-          TW_UNROLL for (int h = 0; h < 2; ++h) delta[h] += products[h];
-          if (step == tiles - 1) TW_UNROLL for (int h = 0; h < 2; ++h) row[h].delta += sum_of_quad(delta[h]);
-        } else if (by_pairs) {
-          add_pairs(dq, dx, k_tile(stage));
-        } else {
-          multiply_scores(dq, dx, k_tile(stage));
-        }
-      }
-      sync_block();  // the next copies go where this step has read
-      if (kStages == 1 && step + 1 < steps) copy_keys(start_of(step + 1), 0);
-      if (kStages == 1) commit_copies();
-    }
-    wait_for_copies<0>();
-    if (by_pairs || first_of_dq == steps || !may_exclude(p)) break;
+  float dq[kWidth / 8][4] = {}, delta[2] = {};
+  for (int step = 0, stage = 0; step < steps; ++step, stage = (stage + 1) % kStages) {
+    if (kStages > 1 && step + 1 < steps) copy_keys(start_of(step + 1), stage ^ 1);
+    if (kStages > 1) commit_copies();
+    wait_for_copies<kStages - 1>();
     sync_block();
-    if (all_of_block(all_finite(dq), k_tile(0).at.template as<float>())) break;
-    copy_keys(start_of(first_of_dq), 0);
-    commit_copies();
+    const int start = start_of(step);
+    if (busy) {
+      float x[kKeys / 8][4] = {}, dx[kKeys / 8][4] = {}, products[2] = {};
+      multiply_rows(x, q_tile, warp_row, k_tile(stage), has_few_keys(s));
+      multiply_rows(dx, dout_tile, warp_row, v_tile(stage));
+      const bool cut = start < range.lo_all || start + kKeys > range.hi_all;
+      const uint32_t kept = dropout.on ? dropout.kept<kKeys / 8>(p, s, q, start) : ~0u;
+      to_gradients<T, kOptions>(
+          x, dx, p, s, [&](int, int e) -> const Query& { return q[e / 2]; },
+          [&](int n, int e) { return start + 8 * n + 2 * (lane % 4) + e % 2; }, [&](int, int e) { return row[e / 2]; },
+          kept, dropout.scale, unit, cut,
+          [&](int n, int e, const Gradient& g) {
+            products[e / 2] += g.product;
+            dx[n][e] = g.score;
+          });
+      if (exact && step < tiles) {
+        TW_UNROLL for (int h = 0; h < 2; ++h) delta[h] += products[h];
+        if (step == tiles - 1) TW_UNROLL for (int h = 0; h < 2; ++h) row[h].delta += sum_of_quad(delta[h]);
+      } else {
+        multiply_scores(dq, dx, k_tile(stage));
+      }
+    }
+    sync_block();  // the next copies go where this step has read
+    if (kStages == 1 && step + 1 < steps) copy_keys(start_of(step + 1), 0);
+    if (kStages == 1) commit_copies();
   }
   TW_UNROLL for (int h = 0; h < 2; ++h) if (lane % 4 == 0 && q[h].i < s.seqlen_q) delta_of(p, s, head)
       .store(q[h].i, row[h].delta);
   if (p.dq.data == nullptr) return;
+  wait_for_copies<0>();
   sync_block();
+  const bool done = stands(p, dq);
   const Matrix out{memory + warp_row * kWidth};  // in place of this warp's queries
   const float scale = static_cast<float>(p.scale);
   TW_UNROLL for (int c = 0; c < kWidth / 8; ++c) TW_UNROLL for (int h = 0; h < 2; ++h)
@@ -158,6 +148,13 @@ attention_backward_rows_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   sync_warp();
   out.write(16, find_rows<T>(p.dq, s, head, s.first_q), first + warp_row, s.seqlen_q, head_dim, l.wide_out, lane,
             kWarpSize);
+  if (done) return;
+  sync_warp();
+  TW_UNROLL_BY(1) for (int i = first + warp_row; i < first + warp_row + 16 && i < s.seqlen_q; ++i) {
+    float sums[kLaneColumns];
+    sum_row_gradient<T, kOptions>(p, s, Query::of(p, s, head, i), range.lo, range.hi, sums);
+    write_row(find_rows<T>(p.dq, s, head, s.first_q)(i), sums, scale, 0, head_dim);
+  }
 }
 
 struct BackwardRows {

@@ -89,11 +89,6 @@ TW_DEVICE Rows<T> find_key_rows(const AttentionParams& p, const View4& v, const 
           static_cast<uint32_t>(p.page_size),
           static_cast<int>(p.num_pages) - 1};
 }
-// Whether some pairs may have no part in the sums. Then a sum that is not finite is taken again, pair by pair: see add_pairs.
-TW_DEVICE bool may_exclude(const AttentionParams& p) {
-  return p.mask.data != nullptr || p.causal != Causal::kNone || p.window_left >= 0 || p.window_right >= 0 ||
-         p.rng != nullptr;
-}
 // Query heads that share a key head.
 TW_DEVICE int group_of(const AttentionParams& p) { return static_cast<int>(p.heads) / static_cast<int>(p.heads_kv); }
 
@@ -246,6 +241,16 @@ struct Dropout {
     static_assert(kTiles <= 8);
     uint32_t bits = 0;
     TW_UNROLL_BY(2) for (int n = 0; n < kTiles; ++n) bits |= kept_of_transposed(p, s, head, i + 8 * n, start) << 4 * n;
+    return bits;
+  }
+
+  // Of one query, eight keys from `start` on; of one key, eight queries.
+  TW_DEVICE uint32_t kept_of_row(const AttentionParams& p, const Sequence& s, const Query& q, int start) const {
+    return draw(p, s, q.head, q.i, start / 4) | draw(p, s, q.head, q.i, start / 4 + 1) << 4;
+  }
+  TW_DEVICE uint32_t kept_of_key(const AttentionParams& p, const Sequence& s, int head, int start, int j) const {
+    uint32_t bits = 0;
+    TW_UNROLL_BY(1) for (int r = 0; r < 8; ++r) bits |= (draw(p, s, head, start + r, j / 4) >> j % 4 & 1) << r;
     return bits;
   }
 

@@ -1,6 +1,6 @@
 #include "attention_decode.h"
 #include "attention_launch.h"
-#include "attention_softmax.h"
+#include "attention_pairs.h"
 
 namespace tilewright::gpu {
 namespace {
@@ -67,8 +67,7 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
       kDecodeRows, [&](int64_t row) { return find_rows<const T>(p.q, s, head_of(row), 0)(query_of(row)); }, first, rows,
       head_dim, wide);
   commit_copies();
-  const auto copy_first = [&] { TW_UNROLL_BY(1) for (int tile = 0; tile < kStages - 1; ++tile) copy_keys(tile); };
-  copy_first();
+  TW_UNROLL_BY(1) for (int tile = 0; tile < kStages - 1; ++tile) copy_keys(tile);
 
   const Dropout dropout = Dropout::of(p);
   Query q[2];
@@ -78,34 +77,25 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
   }
   wait_for_copies<kStages - 1>();
   sync_block();
-  float out[kWidth / 8][4];
+  float out[kWidth / 8][4] = {};
   RowState state[2];
-  for (bool by_pairs = false;; by_pairs = true) {
-    TW_UNROLL for (int c = 0; c < kWidth / 8; ++c) TW_UNROLL for (int e = 0; e < 4; ++e) out[c][e] = 0.0f;
-    state[0] = state[1] = {};
-    for (int tile = 0; start_of(tile) < range.hi; ++tile) {
-      copy_keys(tile + kStages - 1);
-      wait_for_copies<kStages - 1>();
-      sync_warp();
-      const int start = start_of(tile);
-      float x[kKeys / 8][4] = {};
-      multiply_rows(x, q_tile, 0, k_tile(tile % kStages), true);
-      tiles_to_logits<T, true>(x, p, s, q, start,
-                               start < range.lo_all || start + kKeys > range.hi_all || start + kKeys > range.hi);
-      to_weights(x, state, out, 1.0f);
-      if (dropout.on) drop(x, p, s, dropout, q, start);
-      if (by_pairs)
-        add_pairs(out, x, v_tile(tile % kStages));
-      else
-        multiply_scores(out, x, v_tile(tile % kStages));
-      sync_warp();  // the next copies go where this tile has been read
-    }
-    wait_for_copies<0>();
-    if (by_pairs || !may_exclude(p) || all_of_warp(all_finite(out))) break;
-    copy_first();
+  for (int tile = 0; start_of(tile) < range.hi; ++tile) {
+    copy_keys(tile + kStages - 1);
+    wait_for_copies<kStages - 1>();
+    sync_warp();
+    const int start = start_of(tile);
+    float x[kKeys / 8][4] = {};
+    multiply_rows(x, q_tile, 0, k_tile(tile % kStages), true);
+    tiles_to_logits<T, true>(x, p, s, q, start,
+                             start < range.lo_all || start + kKeys > range.hi_all || start + kKeys > range.hi);
+    to_weights(x, state, out, 1.0f);
+    if (dropout.on) drop(x, p, s, dropout, q, start);
+    multiply_scores(out, x, v_tile(tile % kStages));
+    sync_warp();  // the next copies go where this tile has been read
   }
 
   // What each warp found lies side by side, then all threads merge it.
+  wait_for_copies<0>();
   sync_block();
   const auto results = shared_memory<float>(S::kQueries);
   const auto result = [&](int w, int row) { return results + (w * kDecodeRows + row) * (kWidth + 2); };
@@ -128,20 +118,40 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
     }
     const auto weighted = [&](int column) {
       float sum = 0.0f;
-      TW_UNROLL for (int w = 0; w < S::kWarps; ++w) sum += share(rescale[w], result(w, r).load(2 + column));
+      TW_UNROLL for (int w = 0; w < S::kWarps; ++w) sum += result(w, r).load(2 + column) * rescale[w];
       return sum;
     };
-    if (d.splits > 1) {
+    const auto write = [&](const RowState& state, auto value_of) {
       const int64_t row = (s.b * p.heads + one.head) * p.seqlen_q + one.i;
-      const Global<float> at = global<float>(p.workspace) + (row * d.splits + block_y()) * part_floats(p);
-      if (lane == 0) at.store(0, whole.top), at.store(1, whole.sum);
-      for (int c = lane; c < head_dim_v; c += kWarpSize) at.store(2 + c, weighted(c));
-      continue;
-    }
-    const RowEnd end = end_row<T>(p, whole, one.head, 1.0f);
-    if (lane == 0) store_statistics(p, s, one, end);
-    const Global<T> to = find_rows<T>(p.out, s, one.head, 0)(one.i);
-    for (int c = lane; c < head_dim_v; c += kWarpSize) to.store(c, narrow<T>(share(end.scale, weighted(c))));
+      const Global<float> part = global<float>(p.workspace) + (row * d.splits + block_y()) * part_floats(p);
+      const Global<T> to = find_rows<T>(p.out, s, one.head, 0)(one.i);
+      RowEnd end{};
+      if (d.splits > 1) {
+        if (lane == 0) part.store(0, state.top), part.store(1, state.sum);
+      } else {
+        end = end_row<T>(p, state, one.head, 1.0f);
+        if (lane == 0) store_statistics(p, s, one, end);
+      }
+      TW_UNROLL for (int n = 0; n < kWidth / kWarpSize; ++n) {
+        const int c = lane + kWarpSize * n;
+        if (c >= head_dim_v) break;
+        if (d.splits > 1)
+          part.store(2 + c, value_of(n, c));
+        else
+          to.store(c, narrow<T>(share(end.scale, value_of(n, c))));
+      }
+    };
+    float seen = 0.0f;
+    write(whole, [&](int, int c) {
+      const float x = weighted(c);
+      seen += x - x;
+      return x;
+    });
+    if (!may_exclude(p) || all_of_warp(seen == 0.0f)) continue;
+    sync_warp();
+    float sums[kLaneColumns];
+    whole = sum_row<T, true>(p, s, Query::of(p, s, one.head, one.i), range.lo, range.hi, sums);
+    write(whole, [&](int n, int) { return sums[n]; });
   }
 }
 

@@ -5,7 +5,7 @@
 // visited; tiles that neither cuts are worked on without comparisons.
 #include "attention_decode.h"
 #include "attention_launch.h"
-#include "attention_softmax.h"
+#include "attention_pairs.h"
 
 namespace tilewright::gpu {
 namespace {
@@ -58,47 +58,46 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   const bool busy = first + warp_row < s.seqlen_q;  // a warp past the last row only copies
   const float unit = logit_unit<kOptions>(p);
   const Dropout dropout = kOptions ? Dropout::of(p) : Dropout{};
-  float out[kWidth / 8][4];
+  float out[kWidth / 8][4] = {};
   RowState state[2];
-  for (bool by_pairs = false;; by_pairs = true) {
-    TW_UNROLL for (int c = 0; c < kWidth / 8; ++c) TW_UNROLL for (int e = 0; e < 4; ++e) out[c][e] = 0.0f;
-    state[0] = state[1] = {};
-    for (int start = range.lo, stage = 0; start < range.hi; start += kKeys, stage ^= 1) {
-      if (start + kKeys < range.hi) copy_keys(start + kKeys, stage ^ 1);
-      commit_copies();
-      wait_for_copies<1>();
-      sync_block();
-      if (busy) {
-        float x[kKeys / 8][4] = {};
-        multiply_rows(x, q_tile, warp_row, k_tile(stage), has_few_keys(s));
-        tiles_to_logits<T, kOptions>(x, p, s, q, start, start < range.lo_all || start + kKeys > range.hi_all);
-        to_weights(x, state, out, unit);
-        if (kOptions && dropout.on) drop(x, p, s, dropout, q, start);
-        if (by_pairs)
-          add_pairs(out, x, v_tile(stage));
-        else
-          multiply_scores(out, x, v_tile(stage));
-      }
-      sync_block();  // the next iteration's copies go where this one has read
-    }
-    wait_for_copies<0>();
-    sync_block();
-    if (by_pairs || !may_exclude(p) || all_of_block(all_finite(out), k_tile(0).at.template as<float>())) break;
-    copy_keys(range.lo, 0);
+  for (int start = range.lo, stage = 0; start < range.hi; start += kKeys, stage ^= 1) {
+    if (start + kKeys < range.hi) copy_keys(start + kKeys, stage ^ 1);
     commit_copies();
+    wait_for_copies<1>();
+    sync_block();
+    if (busy) {
+      float x[kKeys / 8][4] = {};
+      multiply_rows(x, q_tile, warp_row, k_tile(stage), has_few_keys(s));
+      tiles_to_logits<T, kOptions>(x, p, s, q, start, start < range.lo_all || start + kKeys > range.hi_all);
+      to_weights(x, state, out, unit);
+      if (kOptions && dropout.on) drop(x, p, s, dropout, q, start);
+      multiply_scores(out, x, v_tile(stage));
+    }
+    sync_block();  // the next iteration's copies go where this one has read
   }
+
+  wait_for_copies<0>();
+  sync_block();
+  const bool done = stands(p, out);
   const Matrix out_tile{memory + warp_row * kWidth};  // in place of this warp's rows of q
   TW_UNROLL for (int h = 0; h < 2; ++h) {
     RowState whole = state[h];
     whole.sum = sum_of_quad(whole.sum);
     const RowEnd end = end_row<T>(p, whole, head, unit);
     TW_UNROLL for (int c = 0; c < kWidth / 8; ++c) out_tile.store_pair(
-        lane / 4 + 8 * h, 8 * c + 2 * (lane % 4), share(end.scale, out[c][2 * h]), share(end.scale, out[c][2 * h + 1]));
+        lane / 4 + 8 * h, 8 * c + 2 * (lane % 4), out[c][2 * h] * end.scale, out[c][2 * h + 1] * end.scale);
     if (lane % 4 == 0 && q[h].i < s.seqlen_q) store_statistics(p, s, q[h], end);
   }
   sync_warp();
   out_tile.write(16, find_rows<T>(p.out, s, head, s.first_q), first + warp_row, s.seqlen_q, head_dim_v, l.wide_out,
                  lane, kWarpSize);
+  if (done) return;
+  sync_warp();
+  TW_UNROLL_BY(1) for (int i = first + warp_row; i < first + warp_row + 16 && i < s.seqlen_q; ++i) {
+    float sums[kLaneColumns];
+    const RowState whole = sum_row<T, kOptions>(p, s, Query::of(p, s, head, i), range.lo, range.hi, sums);
+    write_row(find_rows<T>(p.out, s, head, s.first_q)(i), sums, end_row<T>(p, whole, head, unit).scale, 0, head_dim_v);
+  }
 }
 
 struct Forward {

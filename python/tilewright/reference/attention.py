@@ -55,8 +55,9 @@ def attend(
         keep &= distance >= -window_right
     if mask is not None:
         keep = keep & (mask if mask.dtype == torch.bool else mask != -torch.inf)
+    excludes = causal is not None or window_left >= 0 or window_right >= 0 or mask is not None or rng is not None
     keep = keep.expand(*queries.shape[:-1], seqlen_k)
-    s = scores(queries, keys, keep) * scale
+    s = (scores(queries, keys, keep) if excludes else queries @ keys.mT) * scale
     if softcap > 0.0:
         s = softcap * torch.tanh(s / softcap)
     if alibi_slopes is not None:
@@ -84,7 +85,8 @@ def attend(
         kept = keep_mask(rng, planes, torch.arange(seqlen_q, device=q.device), seqlen_k, dropout_p)
         keep = keep & kept
         p = torch.where(kept, p * dropout_scale(dropout_p), 0.0)
-    return weighted(p, values, keep).to(q.dtype), lse.to(accumulator(q.dtype))
+    out = weighted(p, values, keep) if excludes else p @ values
+    return out.to(q.dtype), lse.to(accumulator(q.dtype))
 
 
 def forward(call: AttentionCall, compute_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -89,14 +89,14 @@ def _decode(
 ) -> None:
     keys, page, heads_kv = 64 * 1024, 256, 2
     shape = (keys // page, heads_kv, page, width) if paged else (1, heads_kv, keys, width)
-    cache, new = made(*shape, dtype=dtype), made(1, heads_kv, 1, width, dtype=dtype)
+    k_cache, v_cache, new = (made(*s, dtype=dtype) for s in (shape, shape, (1, heads_kv, 1, width)))
     if paged:
         options["block_table"] = torch.zeros(1, keys // page, dtype=torch.int32)
     if sinks:
         options["sinks"] = made(heads_kv * group, dtype=dtype)
     q = made(1, heads_kv * group, 1, width, dtype=dtype)
     lengths = torch.tensor([keys - 1], dtype=torch.int32)
-    tw.kvcache_attention(q, cache, cache, k=new, v=new, cache_seqlens=lengths, backend="triton", **options)
+    tw.kvcache_attention(q, k_cache, v_cache, k=new, v=new, cache_seqlens=lengths, backend="triton", **options)
 
 
 def attention(architecture: str) -> Calls:
