@@ -192,10 +192,10 @@ def attention_backward_rows(
                 _k, _ds, products = rows_against_keys(
                     q, dout, queries, gradients, keys, values, K_BOX, V_BOX, box_b, box_head, box_row,
                     stride_qs, stride_ds, stride_ks, stride_vs, head_dim, head_dim_v,
-                    i, start, m, inverse, tl.zeros([BLOCK_M], tl.float32), mask, slope, plane, stride_mask_q, stride_mask_k,
-                    seqlen_q, seqlen_k, shift, left, right, scale, sign, softcap, RNG, threshold, dropout_scale,
-                    SIGNED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT, CHECK_D, CHECK_DV,
-                    False, False, True, 1, BLOCK_N,
+                    i, start, m, inverse, tl.zeros([BLOCK_M], tl.float32), mask, slope, plane,
+                    stride_mask_q, stride_mask_k, seqlen_q, seqlen_k, shift, left, right, scale, sign, softcap, RNG,
+                    threshold, dropout_scale, SIGNED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
+                    CHECK_D, CHECK_DV, False, False, True, 1, BLOCK_N,
                 )  # fmt: skip
                 delta += products
         if WANT_DQ:

@@ -44,8 +44,8 @@ TW_DEVICE void add_products(const AttentionParams& p, const Sequence& s, int hea
     for (int c = lane; c < p.head_dim_v; c += kWarpSize)
       sum += widen(out(first + r).load(c)) * widen(dout.element(warp_row + r, c));
     TW_UNROLL for (int step = kWarpSize / 2; step > 0; step /= 2) sum += shuffle_xor(sum, step);
-    RowTerms& mine = r < 8 ? row[0] : row[1];
-    if (lane / 4 == r % 8 && mine.top != kInfinity) mine.delta += sum;  // without a key out is 0, whatever dout is
+    // Without a key out is 0, whatever dout is.
+    TW_UNROLL for (int h = 0; h < 2; ++h) if (lane / 4 + 8 * h == r && row[h].top != kInfinity) row[h].delta += sum;
   }
 }
 
