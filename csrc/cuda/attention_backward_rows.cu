@@ -112,7 +112,7 @@ attention_backward_rows_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
     const int start = start_of(step);
     if (busy) {
       float x[kKeys / 8][4] = {}, dx[kKeys / 8][4] = {}, products[2] = {};
-      multiply_rows(x, q_tile, warp_row, k_tile(stage), has_few_keys(s));
+      multiply_rows(x, q_tile, warp_row, k_tile(stage), kWidth == kFewKeysWidth && has_few_keys(p));
       multiply_rows(dx, dout_tile, warp_row, v_tile(stage));
       const bool cut = start < range.lo_all || start + kKeys > range.hi_all;
       const uint32_t kept = dropout.on ? dropout.kept<kKeys / 8>(p, s, q, start) : ~0u;

@@ -25,27 +25,76 @@ struct DecodeLaunch {
   int splits = 1;
 };
 
+// What this block has: up to kDecodeRows rows from `first` on, of the heads of a group and their queries; and a part, a
+// multiple of 16, of the keys that any of the queries sees.
+struct DecodeBlock {
+  Sequence s;
+  int kv_head, group, seqlen_q, first, rows;
+  KeyRange range;
+
+  TW_DEVICE explicit DecodeBlock(const DecodeLaunch& d) {
+    const AttentionParams& p = d.l.call;
+    group = group_of(p), seqlen_q = static_cast<int>(p.seqlen_q), rows = group * seqlen_q;
+    const int blocks = (rows + kDecodeRows - 1) / kDecodeRows, plane = block_x() / blocks;
+    first = block_x() % blocks * kDecodeRows;
+    kv_head = plane % static_cast<int>(p.heads_kv);
+    s = find_sequence(p, plane / static_cast<int>(p.heads_kv));
+    range = find_keys(p, s, 0, seqlen_q - 1);
+    const int part = (range.hi - range.lo + d.splits * 16 - 1) / (d.splits * 16) * 16;
+    range.lo = range.lo + block_y() * part < range.hi ? range.lo + block_y() * part : range.hi;
+    range.hi = range.lo + part < range.hi ? range.lo + part : range.hi;
+  }
+  TW_DEVICE int head_of(int row) const { return kv_head * group + row / seqlen_q; }
+  TW_DEVICE int query_of(int row) const { return row % seqlen_q; }
+};
+
+// By a warp, a row's result, or its part of it for attention_merge. value_of(n, c): of column c, the lane's n-th.
+template <class T, int kWidth, class ValueOf>
+TW_DEVICE void write_row(const DecodeLaunch& d, const Sequence& s, const Query& q, const RowState& state,
+                         ValueOf value_of) {
+  const AttentionParams& p = d.l.call;
+  const int64_t row = (s.b * p.heads + q.head) * p.seqlen_q + q.i;
+  const Global<float> part = global<float>(p.workspace) + (row * d.splits + block_y()) * part_floats(p);
+  const Global<T> to = find_rows<T>(p.out, s, q.head, 0)(q.i);
+  RowEnd end{};
+  if (d.splits > 1) {
+    if (lane_index() == 0) part.store(0, state.top), part.store(1, state.sum);
+  } else {
+    end = end_row<T>(p, state, q.head, 1.0f);
+    if (lane_index() == 0) store_statistics(p, s, q, end);
+  }
+  TW_UNROLL for (int n = 0; n < kWidth / kWarpSize; ++n) {
+    const int c = lane_index() + kWarpSize * n;
+    if (c >= p.head_dim_v) break;
+    if (d.splits > 1)
+      part.store(2 + c, value_of(n, c));
+    else
+      to.store(c, narrow<T>(share(end.scale, value_of(n, c))));
+  }
+}
+
 template <class T, int kWidth>
-TW_KERNEL((Sizes<T, kWidth>::kThreads))
+TW_APART void write_by_pairs(const DecodeLaunch& d, int row) {
+  const DecodeBlock block(d);
+  float sums[kLaneColumns];
+  const Query q = Query::of(d.l.call, block.s, block.head_of(row), block.query_of(row));
+  const RowState whole = sum_row<T, true>(d.l.call, block.s, q, block.range.lo, block.range.hi, sums);
+  write_row<T, kWidth>(d, block.s, q, whole, [&](int n, int) { return sums[n]; });
+}
+
+// Two blocks: shared memory has room for three at most, and without a number the compiler makes room for more, in local memory.
+template <class T, int kWidth>
+TW_KERNEL_OF_BLOCKS((Sizes<T, kWidth>::kThreads), 2)
 attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
   using S = Sizes<T, kWidth>;
   using Matrix = Tile<T, kWidth>;
   constexpr int kKeys = S::kKeys, kStages = S::kStages;
   const AttentionParams& p = d.l.call;
   const bool wide = d.l.wide;
-  const int group = group_of(p), seqlen_q = static_cast<int>(p.seqlen_q);
-  const int rows = group * seqlen_q, blocks = (rows + kDecodeRows - 1) / kDecodeRows;
-  const int plane = block_x() / blocks, first = block_x() % blocks * kDecodeRows;
-  const int kv_head = plane % static_cast<int>(p.heads_kv);
-  const Sequence s = find_sequence(p, plane / static_cast<int>(p.heads_kv));
-  const auto head_of = [&](int64_t row) { return kv_head * group + static_cast<int>(row) / seqlen_q; };
-  const auto query_of = [&](int64_t row) { return static_cast<int>(row) % seqlen_q; };
-
-  // This block's keys: a part of what any of the queries sees, a multiple of 16.
-  KeyRange range = find_keys(p, s, 0, seqlen_q - 1);
-  const int part = (range.hi - range.lo + d.splits * kKeys - 1) / (d.splits * kKeys) * kKeys;
-  range.lo = range.lo + block_y() * part < range.hi ? range.lo + block_y() * part : range.hi;
-  range.hi = range.lo + part < range.hi ? range.lo + part : range.hi;
+  const DecodeBlock block(d);
+  const Sequence& s = block.s;
+  const KeyRange& range = block.range;
+  const int kv_head = block.kv_head, first = block.first, rows = block.rows, seqlen_q = block.seqlen_q;
 
   const int lane = lane_index(), warp = warp_index();
   const auto memory = shared_memory<T>();
@@ -64,8 +113,12 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
     commit_copies();
   };
   q_tile.copy(
-      kDecodeRows, [&](int64_t row) { return find_rows<const T>(p.q, s, head_of(row), 0)(query_of(row)); }, first, rows,
-      head_dim, wide);
+      kDecodeRows,
+      [&](int64_t row) {
+        const int r = static_cast<int>(row);
+        return find_rows<const T>(p.q, s, block.head_of(r), 0)(block.query_of(r));
+      },
+      first, rows, head_dim, wide);
   commit_copies();
   TW_UNROLL_BY(1) for (int tile = 0; tile < kStages - 1; ++tile) copy_keys(tile);
 
@@ -73,7 +126,7 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
   Query q[2];
   TW_UNROLL for (int h = 0; h < 2; ++h) {
     const int row = first + lane / 4 + 8 * h;
-    q[h] = row < rows ? Query::of(p, s, head_of(row), query_of(row)) : Query{seqlen_q, 0, 0.0f};
+    q[h] = row < rows ? Query::of(p, s, block.head_of(row), block.query_of(row)) : Query{seqlen_q, 0, 0.0f};
   }
   wait_for_copies<kStages - 1>();
   sync_block();
@@ -108,7 +161,7 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
   }
   sync_block();
   for (int r = warp; r < kDecodeRows && first + r < rows; r += S::kWarps) {
-    const Query one{query_of(first + r), head_of(first + r)};
+    const Query one{block.query_of(first + r), block.head_of(first + r)};
     RowState whole;
     for (int w = 0; w < S::kWarps; ++w) whole.top = max_of(whole.top, result(w, r).load(0));
     float rescale[S::kWarps];
@@ -121,37 +174,15 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
       TW_UNROLL for (int w = 0; w < S::kWarps; ++w) sum += result(w, r).load(2 + column) * rescale[w];
       return sum;
     };
-    const auto write = [&](const RowState& state, auto value_of) {
-      const int64_t row = (s.b * p.heads + one.head) * p.seqlen_q + one.i;
-      const Global<float> part = global<float>(p.workspace) + (row * d.splits + block_y()) * part_floats(p);
-      const Global<T> to = find_rows<T>(p.out, s, one.head, 0)(one.i);
-      RowEnd end{};
-      if (d.splits > 1) {
-        if (lane == 0) part.store(0, state.top), part.store(1, state.sum);
-      } else {
-        end = end_row<T>(p, state, one.head, 1.0f);
-        if (lane == 0) store_statistics(p, s, one, end);
-      }
-      TW_UNROLL for (int n = 0; n < kWidth / kWarpSize; ++n) {
-        const int c = lane + kWarpSize * n;
-        if (c >= head_dim_v) break;
-        if (d.splits > 1)
-          part.store(2 + c, value_of(n, c));
-        else
-          to.store(c, narrow<T>(share(end.scale, value_of(n, c))));
-      }
-    };
     float seen = 0.0f;
-    write(whole, [&](int, int c) {
+    write_row<T, kWidth>(d, s, one, whole, [&](int, int c) {
       const float x = weighted(c);
       seen += x - x;
       return x;
     });
     if (!may_exclude(p) || all_of_warp(seen == 0.0f)) continue;
     sync_warp();
-    float sums[kLaneColumns];
-    whole = sum_row<T, true>(p, s, Query::of(p, s, one.head, one.i), range.lo, range.hi, sums);
-    write(whole, [&](int n, int) { return sums[n]; });
+    write_by_pairs<T, kWidth>(d, first + r);
   }
 }
 

@@ -21,22 +21,50 @@ struct Sizes {
   static_assert(kShared <= 96 * 1024);
 };
 
+// What this block has: rows [first, last] of a head.
+template <int kRows>
+struct Block {
+  Sequence s;
+  int head, first, last;
+
+  TW_DEVICE explicit Block(const AttentionParams& p) {
+    const int blocks = static_cast<int>((p.seqlen_q + kRows - 1) / kRows);
+    // The last rows first: under a causal bound they take longest.
+    const int block = blocks - 1 - block_x() % blocks, plane = block_x() / blocks;
+    head = plane % static_cast<int>(p.heads);
+    s = find_sequence(p, plane / static_cast<int>(p.heads));
+    first = block * kRows;
+    last = (first + kRows < s.seqlen_q ? first + kRows : s.seqlen_q) - 1;
+  }
+};
+
+// This warp's rows, pair by pair.
+template <class T, int kRows, bool kOptions>
+TW_APART void write_by_pairs(const AttentionParams& p) {
+  const Block<kRows> block(p);
+  const KeyRange range = find_keys(p, block.s, block.first, block.last);
+  const int first = block.first + 16 * warp_index();
+  TW_UNROLL_BY(1) for (int i = first; i < first + 16 && i <= block.last; ++i) {
+    float sums[kLaneColumns];
+    const Query q = Query::of(p, block.s, block.head, i);
+    const RowState whole = sum_row<T, kOptions>(p, block.s, q, range.lo, range.hi, sums);
+    const RowEnd end = end_row<T>(p, whole, block.head, logit_unit<kOptions>(p));
+    write_row(find_rows<T>(p.out, block.s, block.head, block.s.first_q)(i), sums, end.scale, 0,
+              static_cast<int>(p.head_dim_v));
+  }
+}
+
 template <class T, int kWidth, bool kOptions>
 TW_KERNEL((Sizes<T, kWidth>::kThreads))
 attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   using Matrix = Tile<T, kWidth>;
   constexpr int kRows = Sizes<T, kWidth>::kRows, kKeys = Sizes<T, kWidth>::kKeys;
   const AttentionParams& p = l.call;
-  const int blocks = static_cast<int>((p.seqlen_q + kRows - 1) / kRows);
-  // The last rows first: under a causal bound they take longest.
-  const int block = blocks - 1 - block_x() % blocks, plane = block_x() / blocks;
-  const int head = plane % static_cast<int>(p.heads);
-  const int kv_head = head / group_of(p);
-  const Sequence s = find_sequence(p, plane / static_cast<int>(p.heads));
-  const int first = block * kRows;
+  const Block<kRows> block(p);
+  const Sequence& s = block.s;
+  const int head = block.head, kv_head = head / group_of(p), first = block.first;
   if (first >= s.seqlen_q) return;
-  const int last = (first + kRows < s.seqlen_q ? first + kRows : s.seqlen_q) - 1;
-  const KeyRange range = find_keys(p, s, first, last);
+  const KeyRange range = find_keys(p, s, first, block.last);
 
   const auto memory = shared_memory<T>();
   const Matrix q_tile{memory};
@@ -67,7 +95,7 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
     sync_block();
     if (busy) {
       float x[kKeys / 8][4] = {};
-      multiply_rows(x, q_tile, warp_row, k_tile(stage), has_few_keys(s));
+      multiply_rows(x, q_tile, warp_row, k_tile(stage), kWidth == kFewKeysWidth && has_few_keys(p));
       tiles_to_logits<T, kOptions>(x, p, s, q, start, start < range.lo_all || start + kKeys > range.hi_all);
       to_weights(x, state, out, unit);
       if (kOptions && dropout.on) drop(x, p, s, dropout, q, start);
@@ -78,7 +106,6 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
 
   wait_for_copies<0>();
   sync_block();
-  const bool done = stands(p, out);
   const Matrix out_tile{memory + warp_row * kWidth};  // in place of this warp's rows of q
   TW_UNROLL for (int h = 0; h < 2; ++h) {
     RowState whole = state[h];
@@ -91,13 +118,9 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   sync_warp();
   out_tile.write(16, find_rows<T>(p.out, s, head, s.first_q), first + warp_row, s.seqlen_q, head_dim_v, l.wide_out,
                  lane, kWarpSize);
-  if (done) return;
+  if (stands(p, out)) return;
   sync_warp();
-  TW_UNROLL_BY(1) for (int i = first + warp_row; i < first + warp_row + 16 && i < s.seqlen_q; ++i) {
-    float sums[kLaneColumns];
-    const RowState whole = sum_row<T, kOptions>(p, s, Query::of(p, s, head, i), range.lo, range.hi, sums);
-    write_row(find_rows<T>(p.out, s, head, s.first_q)(i), sums, end_row<T>(p, whole, head, unit).scale, 0, head_dim_v);
-  }
+  write_by_pairs<T, kRows, kOptions>(p);
 }
 
 struct Forward {

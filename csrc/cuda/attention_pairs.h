@@ -1,8 +1,8 @@
 // Rows and keys whose sums are not finite, taken again pair by pair: one of weight 0 has no part, whatever it holds, where in
 // a product of matrices 0 times an infinity makes NaN of the sum.
 //
-// By a warp, after it has written what the tiles gave, so that nothing is kept in registers for this while they are worked
-// on; lanes have columns. Sums are in another order than the tensor cores'. It takes many times as long, and is as rare as
+// By a warp, after it has written what the tiles gave, so that little is kept in registers for this while they are worked on;
+// lanes have columns. Sums are in another order than the tensor cores'. It takes many times as long, and is as rare as
 // such numbers are.
 #pragma once
 
@@ -138,21 +138,21 @@ TW_DEVICE void sum_key_gradients(const AttentionParams& p, const Sequence& s, in
   TW_UNROLL for (int n = 0; n < kColumns; ++n) dk[n] = dv[n] = 0.0f;
   TW_UNROLL_BY(1)
   for (int head = kv_head * group; head < (kv_head + 1) * group; ++head)
-      TW_UNROLL_BY(1) for (int start = lo; start < hi; start += 8) {
-    const auto q = find_rows<const T>(p.q, s, head, s.first_q), dout = find_rows<const T>(p.dout, s, head, s.first_q);
-    const Query query = Query::of(p, s, head, 0);
-    float x[2][4], dx[2][4];
-    dots(x, key, q, start, s.seqlen_q, head_dim);
-    dots(dx, value, dout, start, s.seqlen_q, head_dim_v);
-    const auto query_of = [&](int n, int e) { return Query{start + 4 * n + e, head, query.slope}; };
-    to_gradients<T, kOptions>(
-        x, dx, p, s, query_of, [&](int, int) { return j; },
-        [&](int n, int e) { return load_terms(p, s, head, start + 4 * n + e); },
-        dropout.on ? dropout.kept_of_key(p, s, head, start, j) : ~0u, dropout.scale, logit_unit<kOptions>(p), true,
-        [&](int n, int e, const Gradient& g) { x[n][e] = g.weight, dx[n][e] = g.score; });
-    add_rows(dv, x, dout, start, s.seqlen_q, column, head_dim_v);
-    add_rows(dk, dx, q, start, s.seqlen_q, column, head_dim);
-  }
+    TW_UNROLL_BY(1) for (int start = lo; start < hi; start += 8) {
+      const auto q = find_rows<const T>(p.q, s, head, s.first_q), dout = find_rows<const T>(p.dout, s, head, s.first_q);
+      const Query query = Query::of(p, s, head, 0);
+      float x[2][4], dx[2][4];
+      dots(x, key, q, start, s.seqlen_q, head_dim);
+      dots(dx, value, dout, start, s.seqlen_q, head_dim_v);
+      const auto query_of = [&](int n, int e) { return Query{start + 4 * n + e, head, query.slope}; };
+      to_gradients<T, kOptions>(
+          x, dx, p, s, query_of, [&](int, int) { return j; },
+          [&](int n, int e) { return load_terms(p, s, head, start + 4 * n + e); },
+          dropout.on ? dropout.kept_of_key(p, s, head, start, j) : ~0u, dropout.scale, logit_unit<kOptions>(p), true,
+          [&](int n, int e, const Gradient& g) { x[n][e] = g.weight, dx[n][e] = g.score; });
+      add_rows(dv, x, dout, start, s.seqlen_q, column, head_dim_v);
+      add_rows(dk, dx, q, start, s.seqlen_q, column, head_dim);
+    }
 }
 
 }  // namespace tilewright::gpu

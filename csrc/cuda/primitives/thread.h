@@ -4,11 +4,12 @@
 
 #include <cstdint>
 
-// A kernel of at most so many threads in a block, and whose registers leave room for so many blocks; a function of its; and
-// how it takes its parameters: in constant memory, where an address of them may be taken.
+// A kernel of at most so many threads in a block, and whose registers leave room for so many blocks; a function of its, and
+// one that is called, for what is rare: nothing is kept in registers for it; and how a kernel takes its parameters: in constant memory, where an address of them may be taken.
 #define TW_KERNEL(max_threads) __global__ void __launch_bounds__(max_threads)
 #define TW_KERNEL_OF_BLOCKS(max_threads, blocks) __global__ void __launch_bounds__(max_threads, blocks)
 #define TW_DEVICE __device__ __forceinline__
+#define TW_APART __device__ __noinline__
 // Before a loop over registers, whose indices have to be constants.
 #define TW_UNROLL _Pragma("unroll")
 // So many times, where the loop's registers do not depend on its counter: what is left of it saves time in the compiler,

@@ -9,6 +9,7 @@
 #define TW_KERNEL(max_threads) void
 #define TW_KERNEL_OF_BLOCKS(max_threads, blocks) void
 #define TW_DEVICE inline
+#define TW_APART inline
 #define TW_UNROLL
 #define TW_UNROLL_BY(times)
 #define TW_KERNEL_ARGUMENT const
