@@ -23,8 +23,9 @@ struct Sizes {
   static_assert(kShared <= 99 * 1024);
 };
 
+// Blocks as in attention_forward.cu.
 template <class T, int kWidth, bool kOptions>
-TW_KERNEL((Sizes<T, kWidth>::kThreads))
+TW_KERNEL_OF_BLOCKS((Sizes<T, kWidth>::kThreads), (sizeof(T) == 4 && kWidth == 64 ? 2 : 0))
 attention_backward_keys_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   using S = Sizes<T, kWidth>;
   using Matrix = Tile<T, kWidth>;

@@ -18,6 +18,8 @@ struct Sizes {
   static constexpr int kRows = kRowBytes <= 512 ? 64 : 32, kThreads = 2 * kRows;
   static constexpr int kKeys = kRowBytes <= 256 ? 64 : kRowBytes <= 512 ? 32 : 16;
   static constexpr int kShared = (kRows + 4 * kKeys) * kRowBytes;
+  // Where the compiler, without a number (0), makes room for more blocks than shared memory has, in local memory.
+  static constexpr int kBlocks = sizeof(T) == 2 ? (kWidth == 128 ? 3 : 0) : (kWidth == 64 ? 2 : 0);
   static_assert(kShared <= 96 * 1024);
 };
 
@@ -55,7 +57,7 @@ TW_APART void write_by_pairs(const AttentionParams& p) {
 }
 
 template <class T, int kWidth, bool kOptions>
-TW_KERNEL((Sizes<T, kWidth>::kThreads))
+TW_KERNEL_OF_BLOCKS((Sizes<T, kWidth>::kThreads), (Sizes<T, kWidth>::kBlocks))
 attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   using Matrix = Tile<T, kWidth>;
   constexpr int kRows = Sizes<T, kWidth>::kRows, kKeys = Sizes<T, kWidth>::kKeys;
