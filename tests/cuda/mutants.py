@@ -53,8 +53,8 @@ MUTANTS = (
     Mutant(
         "attention: results read by other lanes without a barrier of the warp",
         "attention_forward.cu",
-        "  sync_warp();\n",
-        "",
+        "  sync_warp();\n  out_tile",
+        "  out_tile",
         FORWARD,
     ),
     Mutant(
@@ -144,7 +144,7 @@ MUTANTS = (
     Mutant(
         "decode: merged parts are not rescaled",
         "attention_decode.cu",
-        "parts.load(i * part_floats(p) + 2 + c) * rescale(i)",
+        "share(rescale(i), parts.load(i * part_floats(p) + 2 + c))",
         "parts.load(i * part_floats(p) + 2 + c)",
         DECODE,
     ),

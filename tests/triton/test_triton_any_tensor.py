@@ -8,7 +8,7 @@ import torch
 
 from tilewright.catalog import OPS
 from tilewright.verify import layouts, magnitude, outside
-from tilewright.verify.substitute import covering, tensors_of
+from tilewright.verify.substitute import covering
 
 DTYPES = (torch.bfloat16,)
 
@@ -24,9 +24,7 @@ def test_results_do_not_depend_on_where_numbers_lie(op: str, dtype: torch.dtype)
 @pytest.mark.parametrize("op", sorted(set(OPS) - {"ffn"}))  # in which everything has a part
 def test_what_is_excluded_has_no_part(op: str, dtype: torch.dtype) -> None:
     for case in covering(op, dtype, outside.excluding):
-        for tensor, t in tensors_of(case).items():
-            if t.is_floating_point():
-                assert list(outside.problems(case, "triton", tensor, values=outside.VALUES[:1])) == []
+        assert list(outside.problems(case, "triton", values=outside.VALUES[:1])) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float16])

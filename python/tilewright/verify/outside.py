@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .case import Case
-from .substitute import difference, results
+from .substitute import difference, results, tensors_of
 
 VALUES = (math.nan, math.inf, -math.inf)
 #: Of these an infinity makes scores of -inf, by which kernels know an excluded pair; every row of a head sees its sink.
@@ -32,23 +32,31 @@ def excluding(case: Case, tensors: dict[str, Tensor]) -> set[str]:
     return set(tensors) | ways | ({"bool", "rows", "inf"} & set(str(spec.get("mask", "")).split()))
 
 
-def problems(case: Case, backend: str, tensor: str, seed: int = 0, values: Sequence[float] = VALUES) -> Iterator[str]:
-    """What an element or a row of ``tensor``, a float tensor, changes where it should not."""
-    draw = random.Random(f"{case.id} {tensor} {seed}")
+def problems(case: Case, backend: str, seed: int = 0, values: Sequence[float] = VALUES) -> Iterator[str]:
+    """What an element or a row of any of the case's tensors of floats changes where it should not."""
     exact, before = results(case, "reference", seed=seed), results(case, backend, seed=seed)
-    for value in [v for v in VALUES_OF.get(tensor, VALUES) if any(v is w for w in values)]:
-        position, whole = draw.random(), draw.random() < 0.5
-        put = partial(_replaced, position=position, whole=whole, value=value)
-        reference, found = (results(case, b, {tensor: put}, seed) for b in ("reference", backend))
-        for name, t in found.items():
-            same = (reference[name] == exact[name]) | (reference[name].isnan() & exact[name].isnan())
-            problem = difference(t[same], before[name][same])
-            was_number = before[name].isfinite() & (before[name] != 0)  # else excluded, which it may be still
-            if (found[name].isfinite() & reference[name].isnan() & was_number).any():
-                problem = "is a number, where there is none,"
-            if problem:
+    for tensor in [n for n, t in tensors_of(case).items() if t.is_floating_point()]:
+        draw = random.Random(f"{case.id} {tensor} {seed}")
+        for value in [v for v in VALUES_OF.get(tensor, VALUES) if any(v is w for w in values)]:
+            position, whole = draw.random(), draw.random() < 0.5
+            put = partial(_replaced, position=position, whole=whole, value=value)
+            changed = [results(case, b, {tensor: put}, seed) for b in ("reference", backend)]
+            for name, problem in _differences(exact, before, *changed):
                 where = "the row" if whole else "the element"
                 yield f"{name} {problem} when {tensor} holds {value} in {where} {position:.0%} from its beginning"
+
+
+def _differences(
+    exact: dict[str, Tensor], before: dict[str, Tensor], reference: dict[str, Tensor], found: dict[str, Tensor]
+) -> Iterator[tuple[str, str]]:
+    for name, t in found.items():
+        same = (reference[name] == exact[name]) | (reference[name].isnan() & exact[name].isnan())
+        problem = difference(t[same], before[name][same])
+        if problem:
+            yield name, problem
+        was_number = before[name].isfinite() & (before[name] != 0)  # else excluded, which it may be still
+        if (t.isfinite() & reference[name].isnan() & was_number).any():
+            yield name, "is a number, where there is none,"
 
 
 def _replaced(t: Tensor, position: float, whole: bool, value: float) -> Tensor:
