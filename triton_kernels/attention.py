@@ -14,13 +14,13 @@ import triton.language as tl
 from .attention_pairs import attend_pairs, not_finite, zero_of
 from .attention_tile import (
     PIECE,
-    block_and_plane,
     bounded,
     diagonal,
     kept_by_dropout,
     key_range,
     load_tile,
     logits,
+    nth_block,
     sequence,
     signed,
     softmax_weights,
@@ -112,19 +112,70 @@ def _attend(
 
 
 @triton.jit
-def _rows(block, head, kv_head, group, PACKED: tl.constexpr, BLOCK_M: tl.constexpr):
-    """A block's rows, and the query and the head of each."""
-    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    i, heads = rows, head + rows * 0
+def _place(
+    program, heads, group, seqlen_q, seqlen_k, total_q, total_k, cu_q, cu_k, lengths_k,
+    VARLEN: tl.constexpr, CACHE: tl.constexpr, PACKED: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """What a program has: how many blocks there are, its plane, sequence and key head; where the sequence begins and
+    how long it is; the first and last query of its block; and the block's rows, and the query and head of each."""
+    block, plane, blocks = nth_block(program, seqlen_q * (group if PACKED else 1), BLOCK_M)
     if PACKED:
-        i, heads = rows // group, kv_head * group + rows % group
-    return rows, i, heads
+        heads_kv = heads // group
+        b, kv_head = plane // heads_kv, plane % heads_kv
+    else:
+        b, kv_head = plane // heads, plane % heads // group
+    block = blocks - 1 - block  # the last rows first: under a causal bound they take longest
+    first_q, first_k, seqlen_q, seqlen_k = sequence(
+        b, seqlen_q, seqlen_k, total_q, total_k, cu_q, cu_k, lengths_k, VARLEN, CACHE
+    )
+    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    if PACKED:
+        first, last = block * BLOCK_M // group, tl.minimum((block * BLOCK_M + BLOCK_M - 1) // group, seqlen_q - 1)
+        i, head = rows // group, kv_head * group + rows % group
+    else:
+        first, last = block * BLOCK_M, tl.minimum(block * BLOCK_M + BLOCK_M, seqlen_q) - 1
+        i, head = rows, plane % heads + rows * 0
+    return blocks, plane, b, kv_head, first_q, first_k, seqlen_q, seqlen_k, first, last, rows, i, head
+
+
+@triton.jit
+def _keys_of(
+    first, last, shift, seqlen_q, seqlen_k, left, right, splits,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """As key_range, of this program's part of the keys."""
+    lo, hi, lo_all, hi_all = key_range(first, last, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
+    if SPLIT:
+        # The whole sequence's range is cut, at tile borders: independent of how rows are cut into blocks.
+        whole_lo, whole_hi, _lo, _hi = key_range(0, seqlen_q - 1, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
+        tiles = tl.cdiv(whole_hi - whole_lo, BLOCK_N)
+        part = tl.program_id(1)
+        lo = tl.maximum(lo, whole_lo + tiles * part // splits * BLOCK_N)
+        hi = tl.minimum(hi, whole_lo + tiles * (part + 1) // splits * BLOCK_N)
+    return lo, hi, lo_all, hi_all
 
 
 @triton.jit
 def _of_heads(base, b, head, stride_b, stride_h):
     """(rows, 1): where what each of the rows' heads has begins."""
     return (base + b.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h)[:, None]
+
+
+@triton.jit
+def _keys_at(
+    b, kv_head, first_k, k, v, table,
+    stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs, stride_table, VARLEN: tl.constexpr,
+    PAGED: tl.constexpr,
+):  # fmt: skip
+    """Where a sequence's keys and values of a head begin, and its table of pages."""
+    keys, values = k + kv_head.to(tl.int64) * stride_kh, v + kv_head.to(tl.int64) * stride_vh
+    if PAGED:
+        table = table + b.to(tl.int64) * stride_table
+    else:
+        batch = (b * 0).to(tl.int64) if VARLEN else b.to(tl.int64)
+        keys, values = keys + batch * stride_kb + first_k * stride_ks, values + batch * stride_vb + first_k * stride_vs
+        table = k  # which nobody reads
+    return keys, values, table
 
 
 # Numbers that change from call to call, for which nothing is compiled again. Of the others, strides and head dims, the
@@ -159,25 +210,14 @@ def attention_forward(
     Program (block of rows of a sequence and head, split). With PACKED the head is a key head, and row r is query
     r // group of the group's head r % group. With SPLIT the parts go to PARTS: see attention_decode.merge."""
     EXCLUDES: tl.constexpr = HAS_LEFT or HAS_RIGHT or HAS_DROPOUT or MASK != ""
-    if PACKED:
-        heads_kv = heads // group
-        block, plane, blocks = block_and_plane(seqlen_q * group, BLOCK_M)
-        b, kv_head = plane // heads_kv, plane % heads_kv
-    else:
-        block, plane, blocks = block_and_plane(seqlen_q, BLOCK_M)
-        b, kv_head = plane // heads, plane % heads // group
-    block = blocks - 1 - block  # the last rows first: under a causal bound they take longest
-    first_q, first_k, seqlen_q, seqlen_k = sequence(
-        b, seqlen_q, seqlen_k, total_q, total_k, CU_Q, CU_K, LENGTHS_K, VARLEN, CACHE
-    )
-    if PACKED:
-        first, last = block * BLOCK_M // group, tl.minimum((block * BLOCK_M + BLOCK_M - 1) // group, seqlen_q - 1)
-    else:
-        first, last = block * BLOCK_M, tl.minimum(block * BLOCK_M + BLOCK_M, seqlen_q) - 1
+    longest_q, longest_k = seqlen_q, seqlen_k
+    blocks, plane, b, kv_head, first_q, first_k, seqlen_q, seqlen_k, first, last, rows, i, head = _place(
+        tl.program_id(0), heads, group, longest_q, longest_k, total_q, total_k, CU_Q, CU_K, LENGTHS_K,
+        VARLEN, CACHE, PACKED, BLOCK_M,
+    )  # fmt: skip
     if first >= seqlen_q:
         return
     batch = (b * 0).to(tl.int64) if VARLEN else b.to(tl.int64)
-    rows, i, head = _rows(block, plane % heads, kv_head, group, PACKED, BLOCK_M)
     used = i < seqlen_q
     at = (first_q + i.to(tl.int64)), head.to(tl.int64)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
@@ -193,26 +233,18 @@ def attention_forward(
     dropout_plane = (b * heads + head)[:, None]
 
     shift = diagonal(seqlen_q, seqlen_k, TOP_LEFT)
-    lo, hi, lo_all, hi_all = key_range(first, last, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
-    if SPLIT:
-        # The whole sequence's range is cut, at tile borders: independent of how rows are cut into blocks.
-        whole_lo, whole_hi, _lo, _hi = key_range(0, seqlen_q - 1, shift, seqlen_k, left, right, HAS_LEFT, HAS_RIGHT)
-        tiles = tl.cdiv(whole_hi - whole_lo, BLOCK_N)
-        part = tl.program_id(1)
-        lo = tl.maximum(lo, whole_lo + tiles * part // splits * BLOCK_N)
-        hi = tl.minimum(hi, whole_lo + tiles * (part + 1) // splits * BLOCK_N)
+    lo, hi, lo_all, hi_all = _keys_of(
+        first, last, shift, seqlen_q, seqlen_k, left, right, splits, HAS_LEFT, HAS_RIGHT, SPLIT, BLOCK_N
+    )
     begin_whole, end_whole = whole_tiles(lo, hi, lo_all, hi_all, BLOCK_N, HAS_LEFT)
 
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    if PAGED:
-        keys, values = K + kv_head.to(tl.int64) * stride_kh, V + kv_head.to(tl.int64) * stride_vh
-        table = TABLE + b.to(tl.int64) * stride_table
-    else:
-        keys = K + batch * stride_kb + kv_head.to(tl.int64) * stride_kh + first_k * stride_ks
-        values = V + batch * stride_vb + kv_head.to(tl.int64) * stride_vh + first_k * stride_vs
-        table = TABLE
+    keys, values, table = _keys_at(
+        b, kv_head, first_k, K, V, TABLE, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
+        stride_table, VARLEN, PAGED,
+    )  # fmt: skip
     # Tiles that the window cuts, whole ones, and those that the causal bound or the length cuts.
     for part in tl.static_range(0 if HAS_LEFT else 1, 3):
         begin = lo if part == 0 else (begin_whole if part == 1 else end_whole)
@@ -230,19 +262,30 @@ def attention_forward(
     if EXCLUDES:
         count = not_finite(acc)
         if count > 0:
-            _, i, head = _rows(block + zero_of(count), plane % heads, kv_head, group, PACKED, BLOCK_M)
-            used = i < seqlen_q
+            # All of it anew, from the program's number.
+            _blocks, _plane, b, kv_head, first_q, first_k, length_q, length_k, first, last, _rows, i, head = _place(
+                tl.program_id(0) + zero_of(count), heads, group, longest_q, longest_k, total_q, total_k, CU_Q, CU_K,
+                LENGTHS_K, VARLEN, CACHE, PACKED, BLOCK_M,
+            )  # fmt: skip
+            shift = diagonal(length_q, length_k, TOP_LEFT)
+            lo, hi, _lo, _hi = _keys_of(
+                first, last, shift, length_q, length_k, left, right, splits, HAS_LEFT, HAS_RIGHT, SPLIT, BLOCK_N
+            )
+            keys, values, table = _keys_at(
+                b, kv_head, first_k, K, V, TABLE, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
+                stride_table, VARLEN, PAGED,
+            )  # fmt: skip
+            batch = (b * 0).to(tl.int64) if VARLEN else b.to(tl.int64)
             q_rows = Q + batch * stride_qb + (first_q + i.to(tl.int64)) * stride_qs + head.to(tl.int64) * stride_qh
             mask, slope = MASK_PTR, 0.0
             if MASK != "":
                 mask = _of_heads(MASK_PTR, b, head, stride_mask_b, stride_mask_h)
             if HAS_ALIBI:
                 slope = tl.load(_of_heads(SLOPES, b, head, stride_slopes_b, stride_slopes_h))
-            dropout_plane = (b * heads + head)[:, None]
             acc = attend_pairs(
-                q_rows, used, i, m, lo, hi, keys, values, mask, slope, dropout_plane, stride_ks, stride_vs, stride_kb,
-                stride_vb, stride_mask_q, stride_mask_k, table, page_size, pages, seqlen_q, seqlen_k, shift, left,
-                right, scale, sign, softcap, RNG, threshold, head_dim, head_dim_v, factor,
+                q_rows, i < length_q, i, m, lo, hi, keys, values, mask, slope, (b * heads + head)[:, None], stride_ks,
+                stride_vs, stride_kb, stride_vb, stride_mask_q, stride_mask_k, table, page_size, pages, length_q,
+                length_k, shift, left, right, scale, sign, softcap, RNG, threshold, head_dim, head_dim_v, factor,
                 SIGNED, BLOCK_DV, PAGED, MASK, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT, HAS_LEFT, HAS_RIGHT,
             )  # fmt: skip
 

@@ -61,7 +61,10 @@ _FLOAT: dict[str, Tiles] = {
 }  # fmt: skip
 
 
-def _kernels(forward: Tiles, rows: Tiles, keys: Tiles, mask: Tiles) -> dict[str, dict[str, Entry]]:
+def _kernels(
+    forward: Tiles, rows: Tiles, keys: Tiles, mask: Tiles, float_decode: Tiles | None = None
+) -> dict[str, dict[str, Entry]]:
+    """float_decode: where decoding in float32 differs from _FLOAT."""
     half = {
         "attention_forward": forward,
         "attention_decode": _DECODE,
@@ -69,7 +72,9 @@ def _kernels(forward: Tiles, rows: Tiles, keys: Tiles, mask: Tiles) -> dict[str,
         "attention_backward_keys": keys,
         "attention_backward_mask": mask,
     }
-    return {kernel: {**_rows(2, tiles), **_rows(4, _FLOAT[kernel])} for kernel, tiles in half.items()}
+    found = {kernel: {**_rows(2, tiles), **_rows(4, _FLOAT[kernel])} for kernel, tiles in half.items()}
+    found["attention_decode"].update(_rows(4, float_decode or {}))
+    return found
 
 
 _HOPPER_BACKWARD: dict[str, Tiles] = {
@@ -127,5 +132,6 @@ TABLE: dict[str, dict[str, dict[str, Entry]]] = {
             (256,): ((128, 32, 8, 2), (64, 32, 8, 2)),
         },
         **_HOPPER_BACKWARD,
+        float_decode={(64,): ((16, 16, 4, 1),)},
     ),
 }

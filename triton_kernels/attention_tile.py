@@ -18,8 +18,14 @@ def block_and_plane(rows, BLOCK: tl.constexpr):
 
     All are counted by the grid's x, which has room for 2^31 - 1 programs: y and z end at 65535.
     """
+    return nth_block(tl.program_id(0), rows, BLOCK)
+
+
+@triton.jit
+def nth_block(n, rows, BLOCK: tl.constexpr):
+    """As block_and_plane, of program n."""
     blocks = tl.cdiv(rows, BLOCK)
-    return tl.program_id(0) % blocks, tl.program_id(0) // blocks, blocks
+    return n % blocks, n // blocks, blocks
 
 
 @triton.jit
