@@ -200,7 +200,7 @@ void row_block(const BackwardPlan<A>& plan, const Sequence& s, const HeadGroup& 
       add_keys(kt.data, kt.stride, n, p.head_dim, ds, stride, w.strips[i].count, dq + at * p.head_dim * lanes);
     else if (p.dq.data != nullptr)
       gemm<A, true>(p.head_dim, w.strips[i].vectors, n, kt.data, kt.stride, ds, stride, dq + at * p.head_dim * lanes,
-                    lanes, {true, nullptr});
+                    lanes, {true, nullptr}, gradient_block(p));
   }
   const int64_t row = first * lanes, depth = total - row < count * lanes ? total - row : count * lanes;
   const int64_t width = round_up(p.head_dim, L), width_v = round_up(p.head_dim_v, L);
@@ -218,7 +218,7 @@ void row_block(const BackwardPlan<A>& plan, const Sequence& s, const HeadGroup& 
                    grads.stride, w.dv + skipped * width_v, width_v, {true, nullptr}, kShortBlock);
   if (p.dk.data != nullptr)
     gemm<A, false>(n, static_cast<int>(width / L), depth, w.ds, stride, queries.data + row * queries.stride,
-                   queries.stride, w.dk + skipped * width, width, {true, nullptr});
+                   queries.stride, w.dk + skipped * width, width, {true, nullptr}, gradient_block(p));
 }
 
 template <class A>
@@ -313,7 +313,7 @@ Status backward_as(const AttentionParams& p) {
   const int64_t shared = measure.used();
   BackwardWorkspace<A> unused(plan, measure);
   int64_t per_thread = measure.used() - shared;
-  if (p.dmask.data != nullptr) {
+  if (wants_exact_delta(p)) {
     Carver mask_measure(nullptr);
     MaskWorkspace<A> also_unused(p, mask_measure);
     if (mask_measure.used() > per_thread) per_thread = mask_measure.used();
@@ -333,7 +333,7 @@ Status backward_as(const AttentionParams& p) {
   };
   run(plan.strips,
       [&](const Sequence& s, const HeadGroup& group, int64_t index, int) { prepare_strip(plan, s, group, index); });
-  if (p.dmask.data != nullptr) {
+  if (wants_exact_delta(p)) {
     parallel_for(exact_delta_tasks<A>(p), threads, [&](int64_t task, int thread) {
       Carver own = thread_memory(thread);
       MaskWorkspace<A> w(p, own);

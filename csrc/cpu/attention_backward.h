@@ -70,16 +70,11 @@ void differentiate_tile(const AttentionParams& p, int vectors, RowStats<A> stats
       return dropout ? kept(buffers.bits + j * lanes + base, threshold, y) : y;
     };
     if (whole) {
-      Vec<A> sum = {};
-      for (int64_t j = 0; j < n;) {
-        Vec<A> group = {};
-        for (const int64_t end = min64(j + kShortBlock, n); j < end; ++j) {
-          const Vec<A> e = select ? load(x + j * stride) : probability(x + j * stride);
-          store(x + j * stride, e);
-          group += e * dropped(j, load(g + j * stride) * scale);
-        }
-        sum += group;
-      }
+      const Vec<A> sum = sum_of_terms<Vec<A>>(n, [&](int64_t j) {
+        const Vec<A> e = select ? load(x + j * stride) : probability(x + j * stride);
+        store(x + j * stride, e);
+        return e * dropped(j, load(g + j * stride) * scale);
+      });
       delta = sum - load(stats.dlse + base);
     }
     for (int64_t j = 0; j < n; ++j, x += stride, g += stride) {

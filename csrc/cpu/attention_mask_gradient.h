@@ -84,7 +84,8 @@ void mask_tile(const AttentionParams& p, const Sequence& s, RowStats<A> stats, i
 }
 
 // delta of a strip's rows once more, as sum P dP - dlse: an element of dmask may be the sum of a row's dS, in which the
-// rounding of O would not cancel. A strip whose keys are one tile takes it so anyway.
+// rounding of O would not cancel; and dQ has an error of delta's times the keys' mean, which stands out in a narrow head. A
+// strip whose keys are one tile takes it so anyway.
 template <class A>
 void exact_delta(const AttentionParams& p, RowStats<A> all_stats, int64_t padded_rows, int64_t task,
                  MaskWorkspace<A>& w) {
@@ -107,6 +108,7 @@ void exact_delta(const AttentionParams& p, RowStats<A> all_stats, int64_t padded
     *all_stats.at(stats_row(p, padded_rows, s.batch, head, row + r)).delta =
         static_cast<A>(sum[r] - double{strip.dlse[r]});
 }
+inline bool wants_exact_delta(const AttentionParams& p) { return p.dmask.data != nullptr || is_narrow(p); }
 template <class A>
 int64_t exact_delta_tasks(const AttentionParams& p) {
   return p.batch * p.heads * ((p.seqlen_q + kStripLanes<A> - 1) / kStripLanes<A>);

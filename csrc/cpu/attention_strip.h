@@ -206,6 +206,11 @@ int64_t score_block(const AttentionParams& p) {
   return rows <= kStripLanes<A> || rows * p.seqlen_k <= kFewScores ? kShortBlock : kDepthBlock;
 }
 
+// A head this narrow takes little time whatever is done; its products are matrices by vectors, which a BLAS adds up as dot
+// products, and its weights lean on each of its dims, so that dQ and dK show rounding that averages out elsewhere.
+inline bool is_narrow(const AttentionParams& p) { return p.head_dim <= 8; }
+inline int64_t gradient_block(const AttentionParams& p) { return is_narrow(p) ? kShortBlock / 2 : kDepthBlock; }
+
 // Scores come out of the product as q . k with Q packed as given but for the sign: rounding scale * q first would cost the
 // exact products of half precision. What is left to multiply by joins the softmax's exponential, or, where something is
 // added to the scores or caps them, finish_scores.

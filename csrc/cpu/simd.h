@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "../common/dtype.h"
+#include "integers.h"
 
 #ifndef TW_ISA
 #define TW_ISA portable
@@ -270,6 +271,23 @@ TW_INLINE auto horizontal_sum(V v) {
 template <class V>
 TW_INLINE auto horizontal_max(V v) {
   return max_lanes<static_cast<int>(sizeof(V) / sizeof(v[0]) / 2)>(v)[0];
+}
+
+// The sum of term(j) over j in [0, count), lane by lane. In groups of 16, each in four chains, so that the rounding error of n
+// terms grows with sqrt(n / 16), not sqrt(n), and of few is that of a tree.
+template <class V, class F>
+TW_INLINE V sum_of_terms(int64_t count, const F& term) {
+  constexpr int64_t kGroup = 16;
+  V total = {};
+  for (int64_t j = 0; j < count;) {
+    V chain[4] = {};
+    const int64_t end = min64(count, j + kGroup);
+    for (; j + 4 <= end; j += 4)
+      for (int c = 0; c < 4; ++c) chain[c] += term(j + c);
+    for (int c = 0; j < end; ++j, ++c) chain[c] += term(j);
+    total += (chain[0] + chain[1]) + (chain[2] + chain[3]);
+  }
+  return total;
 }
 
 // An L x L block in registers, transposed: step S exchanges the off-diagonal blocks of width S between rows i and i + S.

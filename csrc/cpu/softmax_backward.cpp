@@ -1,6 +1,6 @@
 // The gradients of softmax, dx = scale * y (dy - sum(y dy)), and of log_softmax, dx = scale * (dy - exp(y) sum(dy)).
-// Excluded entries (y = 0, or y = -inf) get 0, and have no part in the sums, whatever dy holds there. A row that fits the buffers is read once and written once, longer rows
-// are read twice.
+// Excluded entries (y = 0, or y = -inf) get 0, and have no part in the sums, whatever dy holds there. A row that fits the
+// buffers is read once and written once, longer rows are read twice.
 #include "isa.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -221,14 +221,10 @@ class Backward {
       load_tile_block(tile, b * step, count, buffers);
       with_log(p_.log, [&](auto log) {
         for (int u = 0; u < tile.vectors(); ++u)
-          for (int64_t j = 0; j < count;) {
-            Vec<A> group = {};
-            for (const int64_t end = min64(count, j + kSumGroup); j < end; ++j) {
-              const int64_t at = tile.lane(u * L, count) + j * W;
-              group += term<A, log.value>(load(buffers.y + at), load(buffers.dy + at));
-            }
-            total[u] += group;
-          }
+          total[u] += sum_of_terms<Vec<A>>(count, [&](int64_t j) {
+            const int64_t at = tile.lane(u * L, count) + j * W;
+            return term<A, log.value>(load(buffers.y + at), load(buffers.dy + at));
+          });
       });
     }
     for (int64_t b = 0; b < blocks; ++b) {

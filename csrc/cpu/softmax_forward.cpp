@@ -246,18 +246,13 @@ class Forward {
       Vec<A> m = stats->max[u];
       for (int64_t j = 0; j < count; ++j) m = vmax(m, load(lanes + j * W));
       const Vec<A> base = base_lanes(m);
-      Vec<A> sum = stats->sum[u] * vexp_nonpositive(stats->max[u] - base);
-      for (int64_t j = 0; j < count;) {
-        Vec<A> group = {};
-        for (const int64_t end = min64(count, j + kSumGroup); j < end; ++j) {
-          const Vec<A> e = vexp_nonpositive(load(lanes + j * W) - base);
-          if (keep) store(lanes + j * W, e);
-          group += e;
-        }
-        sum += group;
-      }
+      const Vec<A> earlier = stats->sum[u] * vexp_nonpositive(stats->max[u] - base);
       stats->max[u] = m;
-      stats->sum[u] = sum;
+      stats->sum[u] = earlier + sum_of_terms<Vec<A>>(count, [&](int64_t j) {
+                        const Vec<A> e = vexp_nonpositive(load(lanes + j * W) - base);
+                        if (keep) store(lanes + j * W, e);
+                        return e;
+                      });
     }
   }
 

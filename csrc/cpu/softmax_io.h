@@ -41,10 +41,6 @@ struct Divisor {
   }
 };
 
-// Terms of a lane that are added before they join its sum, so that the rounding error of a sum of n terms grows with
-// sqrt(n / kSumGroup), not sqrt(n).
-constexpr int64_t kSumGroup = 16;
-
 // --- one row -------------------------------------------------------------------------------------------------------
 
 // A tensor of any type that widens to A; addressed by element.

@@ -155,7 +155,14 @@ def _softmax(op: str) -> Callable[[random.Random, str, torch.dtype], Case]:
         _maybe(rng, spec, "memory", 0.4, lambda: rng.choice(({"order": order}, {"pad": 3}, {"offset": 1})))
         if spec.get("scale", 1.0) > 0.0:  # a negative scale makes +inf of -inf, which no softmax takes
             _maybe(rng, spec, "values", 0.15, lambda: rng.choice(("large", "inf")))
-        _maybe(rng, spec, "upstream", 0.2, lambda: rng.choice(("rows", "transposed")))
+        # One row for all is one number along any other dimension, whose gradient is zero by definition.
+        _maybe(
+            rng,
+            spec,
+            "upstream",
+            0.2,
+            lambda: rng.choice(("rows", "transposed") if dim == rank - 1 else ("transposed",)),
+        )
         return softmax.case(op, name, dtype, **spec)
 
     return make
