@@ -84,8 +84,8 @@ void mask_tile(const AttentionParams& p, const Sequence& s, RowStats<A> stats, i
 }
 
 // delta of a strip's rows once more, as sum P dP - dlse: an element of dmask may be the sum of a row's dS, in which the
-// rounding of O would not cancel; and dQ has an error of delta's times the keys' mean, which stands out in a narrow head. A
-// strip whose keys are one tile takes it so anyway.
+// rounding of O would not cancel; and dQ has an error of delta's times the keys' mean, which stands out in a narrow head. The
+// mask's gradient takes it so anyway where a strip's keys are one tile.
 template <class A>
 void exact_delta(const AttentionParams& p, RowStats<A> all_stats, int64_t padded_rows, int64_t task,
                  MaskWorkspace<A>& w) {
@@ -95,11 +95,13 @@ void exact_delta(const AttentionParams& p, RowStats<A> all_stats, int64_t padded
   if (row >= s.len_q) return;
   HeadStrip<A> strip(p, s, all_stats, padded_rows, head, row, w);
   const int64_t begin = w.strip->first_key / kMaskKeys * kMaskKeys, end = w.strip->last_key;
-  if (end <= begin + kMaskKeys) return;
+  // Of all keys of a row at once gradient_tile takes delta off by itself.
+  const int64_t keys = end - begin, step = keys > kMaskKeys ? kMaskKeys : round_up((keys + 1) / 2, 4);
+  if (step >= keys || (keys <= kMaskKeys && !is_narrow(p))) return;
   for (int r = 0; r < lanes; ++r) strip.delta[r] = 0;
   double sum[lanes] = {};
-  for (int64_t key = begin; key < end; key += kMaskKeys) {
-    const int64_t n = min64(kMaskKeys, end - key);
+  for (int64_t key = begin; key < end; key += step) {
+    const int64_t n = min64(step, end - key);
     mask_tile(p, s, strip.stats(), single_head(p, head).kv, key, n, w);
     for (int64_t j = 0; j < n; ++j)
       for (int r = 0; r < w.strip->count; ++r) sum[r] += double{w.ds[j * lanes + r]};
