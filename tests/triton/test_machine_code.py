@@ -31,8 +31,8 @@ MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
 #: Kernels of the backward may spill a little, since larger tiles repay it.
 BACKWARD = ("attention_backward", "softmax_backward", "ffn_hidden_gradient", "ffn_drop")
 BACKWARD_SPILLS = 100
-#: Of attention's forward a few numbers that all threads share, at most six registers: which kernels do changes with every
-#: line of the source, and a smaller tile would cost more.
+#: Of the forward of attention a few numbers that all threads share, at most six registers: which kernels do is
+#: another question with every line of the source, and a smaller tile would cost more.
 ATTENTION_SPILLS, ATTENTION_STACK = 16, 24
 
 #: Compiled here: of each kind of kernel one, on the architecture that has most that is special.
