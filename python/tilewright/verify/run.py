@@ -29,9 +29,10 @@ from .traps import one_thread, overwrite, poisoned, same_bits, same_numbers
 
 # The gate compares two random quantities, and a case of a few elements is a small sample of both. Where the first draw
 # misses the gate, errors pooled over more draws decide, under the same limits. They go on until there are this many
-# elements (many, since the errors within a row go together), within these numbers of draws.
+# elements (many, since the errors within a row go together), within these numbers of draws; and where a tensor of few
+# elements still misses, with a sampling error of a tenth, once more to as many as the last number.
 POOLED_ELEMENTS = 32768
-POOLED_DRAWS = (16, 64)
+POOLED_DRAWS = (16, 64, 512)
 FEW_ELEMENTS = 64
 
 
@@ -115,8 +116,10 @@ def _run_backend(case: Case, backend: str, seed: int, draws: list[_Draw]) -> Rec
     errors: dict[str, list[Errors]] = {}
     problems = _one_draw(case, backend, draws[0], errors)
     comparisons, used = _compare(case, draws, errors), 1
-    if not problems and _undecided(draws[0], comparisons):
-        wanted = _draws_wanted(draws[0], comparisons)
+    for most in POOLED_DRAWS[1:]:
+        if problems or not _undecided(draws[0], comparisons):
+            break
+        wanted = _draws_wanted(draws[0], comparisons, most)
         while used < wanted and not problems:
             if len(draws) == used:
                 draws.append(_draw(case, seed + 1000 * used, draws[0].maker.device))
@@ -138,9 +141,9 @@ def _undecided(draw: _Draw, comparisons: Sequence[Comparison]) -> bool:
     )
 
 
-def _draws_wanted(draw: _Draw, comparisons: Sequence[Comparison]) -> int:
+def _draws_wanted(draw: _Draw, comparisons: Sequence[Comparison], most: int) -> int:
     smallest = min(max(draw.scales[c.tensor].count, 1) for c in comparisons if not c.passed)
-    return min(max(-(-POOLED_ELEMENTS // smallest), POOLED_DRAWS[0]), POOLED_DRAWS[1])
+    return min(max(-(-POOLED_ELEMENTS // smallest), POOLED_DRAWS[0]), most)
 
 
 def _compare(case: Case, draws: Sequence[_Draw], errors: Mapping[str, list[Errors]]) -> list[Comparison]:
