@@ -90,7 +90,8 @@ void widen_rows(const Operand& m, int64_t rows, int64_t depth, A* dst, int64_t l
 // Columns of C whose sums a task of such weights keeps at hand. Fewer leave the hardware prefetchers short pieces.
 constexpr int64_t kStripColumns = 512;
 // Products are summed over so much depth before they join the total, which keeps the rounding error of long sums down.
-constexpr int64_t kStripDepth = 128;
+// Of a single vector of columns it is over less, as a BLAS's product of a matrix and a vector has it.
+constexpr int64_t kStripDepth = 128, kShortStripDepth = 8;
 
 // c[i][j] += sum of a[i][k] b[k][j] over DEPTH ks, for ROWS rows of `lds` elements.
 template <class A, int ROWS, int DEPTH, class T>
@@ -128,8 +129,9 @@ void sum_columns(const Product<A>& p, int64_t n, int64_t columns, const A* a, in
   with_dtype<A>(p.b.dtype, [&](auto t) {
     const int64_t ldb = p.b.depth_stride;
     const auto* b = static_cast<const decltype(t)*>(p.b.data) + n;
-    for (int64_t first = 0; first < p.k; first += kStripDepth) {
-      const int64_t end = min64(first + kStripDepth, p.k);
+    const int64_t depth = p.n <= L ? kShortStripDepth : kStripDepth;
+    for (int64_t first = 0; first < p.k; first += depth) {
+      const int64_t end = min64(first + depth, p.k);
       std::memset(part, 0, bytes);
       int64_t k = first;
       for (; k + 4 <= end; k += 4) add_scaled_rows<A, 4>(p.m, columns, a + k, lda, b + k * ldb, ldb, part, lds);
