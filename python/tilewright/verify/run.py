@@ -24,7 +24,7 @@ from ..errors import BackendError
 from .baseline import run_baseline
 from .case import Case, Maker
 from .record import Record
-from .tolerance import FLOAT64_SCALE, HOPELESS, Comparison, Errors, Scale, compare, magnitude, measure, scaled
+from .tolerance import FLOAT64_SCALE, HOPELESS, Comparison, Errors, Scale, compare, larger, magnitude, measure, scaled
 from .traps import one_thread, overwrite, poisoned, same_bits, same_numbers
 
 # The gate compares two random quantities, and a case of a few elements is a small sample of both. Where the first draw
@@ -180,11 +180,10 @@ def _judge(case: Case, seed: int, device: torch.device) -> _Draw:
     expected = _evaluate(case, wide, wide_upstream, seed, "reference")
     if expected.problems:
         raise ValueError(f"{case.id}: the reference itself: {'; '.join(expected.problems)}")
+    torch_errors = _torch_errors(case, arguments, upstream, expected.tensors, seed)
     if case.dtype == torch.float64:
         narrow = _judge(dataclasses.replace(case, dtype=torch.float32), seed, device)
-        torch_errors = {n: scaled(e, FLOAT64_SCALE) for n, e in narrow.torch_errors.items()}
-    else:
-        torch_errors = _torch_errors(case, arguments, upstream, expected.tensors, seed)
+        torch_errors = {n: larger(e, scaled(narrow.torch_errors[n], FLOAT64_SCALE)) for n, e in torch_errors.items()}
     scales = {n: magnitude(t) for n, t in expected.tensors.items()}
     mutated = OPS[case.op][0].mutates
     reference = {**expected.tensors, **{n: wide[n] for n in mutated}}

@@ -311,7 +311,7 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"empty_{empty}", {empty: 0, **({"seqlen_k": 5} if empty == "seqlen_q" else {}), "lse": "value"}
     yield "empty_keys_sinks", {"seqlen_q": 5, "seqlen_k": 0, "sinks": "same", "lse": "gradient"}
     yield "empty_keys_mask", {"seqlen_q": 5, "seqlen_k": 0, "mask": "float 1hq1"}
-    yield "one_key", {"seqlen_q": 70, "seqlen_k": 1, "head_dim": 1, "sinks": "same", "lse": "gradient"}
+    yield "one_key_sinks", {"seqlen_q": 70, "seqlen_k": 1, "head_dim": 1, "sinks": "same", "lse": "gradient"}
 
 
 def cases(dtype: torch.dtype) -> Iterator[Case]:
