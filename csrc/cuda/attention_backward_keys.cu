@@ -144,8 +144,9 @@ struct BackwardKeys {
   static int run(const AttentionParams& p, Stream stream) {
     using S = Sizes<T, kWidth>;
     const int64_t blocks = (p.seqlen_k + S::kKeys - 1) / S::kKeys;
+    const int parts = p.head_dim > S::kPart || p.head_dim_v > S::kPart ? S::kParts : 1;
     return launch<attention_backward_keys_kernel<T, kWidth, kOptions>>(
-        {blocks * p.batch * p.heads_kv, S::kParts}, S::kThreads, S::kShared, stream, AttentionLaunch::of<T>(p));
+        {blocks * p.batch * p.heads_kv, parts}, S::kThreads, S::kShared, stream, AttentionLaunch::of<T>(p));
   }
 };
 
