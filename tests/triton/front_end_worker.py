@@ -32,13 +32,13 @@ from tilewright.verify.case import Case
 from tilewright.verify.cases import select_cases
 from tilewright.verify.run import results
 
-#: Of an instance: what only makes its tiles wider, and what only takes registers. Where shared memory is asked for, the
-#: one with the most of these stands for the others.
-WIDTHS = ("BLOCK_D", "BLOCK_DV", "COLUMNS", "ROWS")
+#: Of an instance: what only makes its tiles wider, and what only takes registers (or, with dropout or splits, at most
+#: 1 KB). Where shared memory is asked for, the one with the most of these stands for the others.
+WIDTHS = ("BLOCK_D", "BLOCK_DV", "BLOCK_S", "COLUMNS", "ROWS")
 REGISTERS = (
     "HAS_LEFT", "HAS_RIGHT", "TOP_LEFT", "SIGNED", "HAS_SINKS", "HAS_STATS", "HAS_DLSE", "HAS_ALIBI", "HAS_SOFTCAP",
     "WANT_DQ", "WANT_DK", "WANT_DV", "CHECK_D", "CHECK_DV", "ALL_BATCHES", "ALL_HEADS", "LOG", "CAUSAL", "WIDE",
-    "ACTIVATION", "EVEN_K",
+    "ACTIVATION", "EVEN_K", "EXACT", "HAS_DROPOUT", "ALL_QUERIES", "ALL_KEYS", "PACKED", "SPLIT",
 )  # fmt: skip
 
 
@@ -75,14 +75,16 @@ def widest(instances: list[front_end.Instance]) -> list[front_end.Instance]:
     """One of each kernel and configuration, and of each way to read: the one that takes most shared memory."""
     best: dict[str, front_end.Instance] = {}
 
-    def size(one: front_end.Instance) -> tuple[int, int, int]:
+    def size(one: front_end.Instance) -> tuple[int, bool, int, int]:
         constants = one.constants_by_name
         width = math.prod(constants.get(name, 1) for name in WIDTHS)
-        return width, len(one.attributes), sum(constants.get(name, False) is True for name in REGISTERS)
+        floats = constants.get("MASK") == "float"  # where a mask of bools takes a quarter of it
+        return width, floats, len(one.attributes), sum(constants.get(name, False) is True for name in REGISTERS)
 
     for one in instances:
         named = {n: v for n, v in one.constants_by_name.items() if n not in (*WIDTHS, *REGISTERS) and v is not None}
-        elements = sorted({t.replace("fp16", "bf16").split("[")[0] for t in one.types})
+        named["MASK"] = bool(named.get("MASK"))
+        elements = sorted({t.replace("fp16", "bf16").split("[")[0] for t in one.types if "fp" in t or "bf16" in t})
         key = f"{one.kernel.__name__} {named} {elements} {one.options.num_warps} {one.options.num_stages}"
         if key not in best or size(one) > size(best[key]):
             best[key] = one
