@@ -14,6 +14,7 @@ from tilewright.verify.case import DTYPES, GUARD_BYTES, Case, Maker
 from tilewright.verify.cases import CASES, find_case, select_cases
 from tilewright.verify.fuzz import fuzz_case
 from tilewright.verify.run import run_case
+from tilewright.verify.tolerance import Comparison, Errors
 
 # Triton's interpreter is slow: tests/triton chooses cases for it.
 AVAILABLE = [name for name, reason in backends().items() if reason is None and name != "triton"]
@@ -132,3 +133,22 @@ def test_no_tensor_lies_anywhere_but_on_its_backends_device(case: Case) -> None:
     finally:
         torch.set_default_device(None)
     assert record.status == "passed", f"{record.problems}: name the device of every tensor in verify/ and reference/"
+
+
+@pytest.mark.parametrize(
+    ("shares", "draws"),
+    [([1.0], 1), ([1.2, 0.8], 16), ([1.2, 0.9, 1.0], 64), ([1.2, 1.1, 1.1, 0.9], 512), ([1.2, 0.9, 1.1, 1.1], 512)],
+)
+def test_draws_of_few_elements_settle_what_is_well_within_the_gate(
+    shares: list[float], draws: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """shares: of the gate, after one draw and after each of the steps."""
+    after = dict(zip((1, 16, 64, 512), shares, strict=False))
+
+    def compared(name: str, _: torch.dtype, errors: list[Errors], *others: object) -> Comparison:
+        used = after[len(errors)]
+        return Comparison(name, used, used, 0.0, 0.0, 1.0, 1.0, None if used <= 1.0 else "misses")
+
+    monkeypatch.setattr("tilewright.verify.run.compare", compared)
+    (record,) = run_case(find_case("softmax/scalar/float32"), ["reference"])
+    assert (record.draws, record.status) == (draws, "passed" if shares[-1] <= 1.0 else "failed")

@@ -29,10 +29,11 @@ from .traps import one_thread, overwrite, poisoned, same_bits, same_numbers
 
 # The gate compares two random quantities, and a case of a few elements is a small sample of both. Where the first draw
 # misses the gate, errors pooled over more draws decide, under the same limits. They go on until there are this many
-# elements (many, since the errors within a row go together), within these numbers of draws; and where a tensor of few
-# elements still misses, with a sampling error of a tenth, once more to as many as the last number.
+# elements (many, since the errors within a row go together), in steps to at most so many draws, each while a tensor
+# takes more than that share of the gate: few draws of few elements, with a sampling error of a tenth, settle what is
+# well within it, and no miss.
 POOLED_ELEMENTS = 32768
-POOLED_DRAWS = (16, 64, 512)
+POOLED_DRAWS = ((16, 1.0), (64, 0.8), (512, 1.0))
 FEW_ELEMENTS = 64
 
 
@@ -116,10 +117,10 @@ def _run_backend(case: Case, backend: str, seed: int, draws: list[_Draw]) -> Rec
     errors: dict[str, list[Errors]] = {}
     problems = _one_draw(case, backend, draws[0], errors)
     comparisons, used = _compare(case, draws, errors), 1
-    for most in POOLED_DRAWS[1:]:
-        if problems or not _undecided(draws[0], comparisons):
+    for most, share in POOLED_DRAWS:
+        if problems or not _undecided(draws[0], comparisons, share):
             break
-        wanted = _draws_wanted(draws[0], comparisons, most)
+        wanted = _draws_wanted(draws[0], comparisons, most, share)
         while used < wanted and not problems:
             if len(draws) == used:
                 draws.append(_draw(case, seed + 1000 * used, draws[0].maker.device))
@@ -131,19 +132,24 @@ def _run_backend(case: Case, backend: str, seed: int, draws: list[_Draw]) -> Rec
     return Record(case, backend, status, tuple(comparisons), tuple(problems), used, time.perf_counter() - start)
 
 
-def _undecided(draw: _Draw, comparisons: Sequence[Comparison]) -> bool:
-    """Some tensor misses the gate, and none by so much that chance is out of the question.
+def _takes(comparison: Comparison, share: float) -> bool:
+    """Whether a tensor takes more than this share of the gate."""
+    return not comparison.passed or comparison.used > share
+
+
+def _undecided(draw: _Draw, comparisons: Sequence[Comparison], share: float) -> bool:
+    """Some tensor takes more than the share, and none misses by so much that chance is out of the question.
 
     Of a few elements' errors torch's may all be 0 by chance; that says nothing.
     """
-    return any(not c.passed for c in comparisons) and all(
+    return any(_takes(c, share) for c in comparisons) and all(
         c.used < HOPELESS or draw.scales[c.tensor].count < FEW_ELEMENTS for c in comparisons
     )
 
 
-def _draws_wanted(draw: _Draw, comparisons: Sequence[Comparison], most: int) -> int:
-    smallest = min(max(draw.scales[c.tensor].count, 1) for c in comparisons if not c.passed)
-    return min(max(-(-POOLED_ELEMENTS // smallest), POOLED_DRAWS[0]), most)
+def _draws_wanted(draw: _Draw, comparisons: Sequence[Comparison], most: int, share: float) -> int:
+    smallest = min(max(draw.scales[c.tensor].count, 1) for c in comparisons if _takes(c, share))
+    return min(max(-(-POOLED_ELEMENTS // smallest), POOLED_DRAWS[0][0]), most)
 
 
 def _compare(case: Case, draws: Sequence[_Draw], errors: Mapping[str, list[Errors]]) -> list[Comparison]:
