@@ -273,20 +273,27 @@ TW_INLINE auto horizontal_max(V v) {
   return max_lanes<static_cast<int>(sizeof(V) / sizeof(v[0]) / 2)>(v)[0];
 }
 
-// The sum of term(j) over j in [0, count), lane by lane. In groups of 16, each in four chains, so that the rounding error of n
-// terms grows with sqrt(n / 16), not sqrt(n), and of few is that of a tree.
+// The sum of term(j) over j in [0, count), lane by lane: groups of 16, each in four chains, and their sums in pairs, so that
+// the rounding error grows with the logarithm of the number of terms.
 template <class V, class F>
 TW_INLINE V sum_of_terms(int64_t count, const F& term) {
   constexpr int64_t kGroup = 16;
-  V total = {};
-  for (int64_t j = 0; j < count;) {
+  V pairs[64];  // pairs[l]: of 2^l groups, where that bit of the number of groups is set
+  int64_t groups = 0;
+  for (int64_t j = 0; j < count; ++groups) {
     V chain[4] = {};
     const int64_t end = min64(count, j + kGroup);
     for (; j + 4 <= end; j += 4)
       for (int c = 0; c < 4; ++c) chain[c] += term(j + c);
     for (int c = 0; j < end; ++j, ++c) chain[c] += term(j);
-    total += (chain[0] + chain[1]) + (chain[2] + chain[3]);
+    V sum = (chain[0] + chain[1]) + (chain[2] + chain[3]);
+    int level = 0;
+    for (; (groups >> level & 1) != 0; ++level) sum = pairs[level] + sum;
+    pairs[level] = sum;
   }
+  V total = {};
+  for (int level = 0; groups >> level != 0; ++level)
+    if ((groups >> level & 1) != 0) total = pairs[level] + total;
   return total;
 }
 
