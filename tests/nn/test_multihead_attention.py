@@ -16,6 +16,7 @@ N, L, S, E, H = 2, 5, 7, 12, 3
 PADDING = torch.tensor([[0] * 5 + [1] * 2, [1] + [0] * 6]).bool()
 SELF_PADDING = PADDING[:, :L]
 CAUSAL = torch.ones(L, L).triu(1).bool()
+CAUSAL_CROSS = torch.ones(L, S).triu(S - L + 1).bool()
 PER_HEAD = torch.rand(N * H, L, S) > 0.7
 
 
@@ -216,3 +217,27 @@ def test_a_bias_of_another_type_is_taken() -> None:
     expected = module(x, x, x)[0]
     module.in_proj_bias = nn.Parameter(module.in_proj_bias.half())
     torch.testing.assert_close(module(x, x, x)[0], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("holds", [float("nan"), float("inf")])
+def test_a_padded_position_has_no_part_whatever_it_holds(holds: float, need_weights: bool, compiled: bool) -> None:
+    """Of what is computed where there is no padding, in values, weights and gradients."""
+    module = make(MultiheadAttention, batch_first=True)
+    called = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+    queries, found = r(N, L, E), []
+    clean = r(N, S, E)
+    for keys in (clean, clean.masked_fill(PADDING[..., None], holds)):
+        leaves = [queries.clone().requires_grad_(), keys.requires_grad_()]
+        out, weights = called(
+            leaves[0],
+            leaves[1],
+            leaves[1],
+            key_padding_mask=PADDING,
+            attn_mask=added(CAUSAL_CROSS),
+            need_weights=need_weights,
+        )
+        loss = out.square().sum() + (weights.square().sum() if need_weights else 0.0)
+        found.append([out, *torch.autograd.grad(loss, leaves), *([weights] if need_weights else [])])
+    torch.testing.assert_close(found[1], found[0])

@@ -14,6 +14,7 @@ from ..ops._checks import autocasting, check_like, check_probability, shape
 from ..ops._features import MAX_HEAD_DIM
 from ..ops.attention import attention
 from ..ops.softmax import softmax
+from ..reference import selection
 from ._masks import check_mask_type, merge_masks
 
 
@@ -230,10 +231,12 @@ class MultiheadAttention(nn.MultiheadAttention):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
     ) -> tuple[Tensor, Tensor]:
         """out (N, L, H, D) and weights (N, H, L, S). The scale goes into q, where half types cannot overflow."""
-        scores = (q * (1.0 / math.sqrt(self.head_dim))).transpose(1, 2) @ k.permute(0, 2, 3, 1)
-        if mask is not None and mask.is_floating_point() and autocasting(q):
+        q, k, v = (t.transpose(1, 2) for t in (q * (1.0 / math.sqrt(self.head_dim)), k, v))
+        if mask is None:
+            weights = F.dropout(softmax(q @ k.mT), dropout)
+            return (weights @ v).transpose(1, 2), weights
+        if mask.is_floating_point() and autocasting(q):
             mask = mask.to(torch.promote_types(mask.dtype, torch.float32))  # softmax computes in float32 there
-        weights = softmax(scores, mask=mask)
-        if dropout > 0.0:
-            weights = F.dropout(weights, dropout)
-        return (weights @ v.transpose(1, 2)).transpose(1, 2), weights
+        keep = (mask if mask.dtype == torch.bool else mask != -torch.inf).expand(*q.shape[:-1], k.shape[-2])
+        weights = F.dropout(softmax(selection.scores(q, k, keep), mask=mask), dropout)
+        return selection.weighted(weights.to(v.dtype), v, keep).transpose(1, 2), weights

@@ -12,27 +12,24 @@ from torch import Tensor
 
 def scores(a: Tensor, b: Tensor, keep: Tensor) -> Tensor:
     """(..., I, D), (..., J, D) -> (..., I, J): a b^T, and 0 where ``keep`` (..., I, J) is False."""
-    return _Scores.apply(a, b, keep)  # type: ignore[no-untyped-call, no-any-return]
+    found = _CompiledScores if torch.compiler.is_compiling() else _Scores
+    return found.apply(a, b, keep)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def weighted(w: Tensor, b: Tensor, keep: Tensor) -> Tensor:
     """(..., I, J), (..., J, D) -> (..., I, D): w b, of the pairs (i, j) where ``keep`` is True."""
-    return _Weighted.apply(w, b, keep)  # type: ignore[no-untyped-call, no-any-return]
+    found = _CompiledWeighted if torch.compiler.is_compiling() else _Weighted
+    return found.apply(w, b, keep)  # type: ignore[no-untyped-call, no-any-return]
 
 
-class _Product(torch.autograd.Function):
-    generate_vmap_rule = True
+class _CompiledScores(torch.autograd.Function):
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, keep: Tensor) -> Tensor:
+        return (a @ b.mT).masked_fill(~keep, 0.0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-
-class _Scores(_Product):
-    @staticmethod
-    def forward(a: Tensor, b: Tensor, keep: Tensor) -> Tensor:
-        return (a @ b.mT).masked_fill(~keep, 0.0)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -40,13 +37,8 @@ class _Scores(_Product):
         want_a, want_b, _ = ctx.needs_input_grad
         return weighted(g, b, keep) if want_a else None, weighted(g.mT, a, keep.mT) if want_b else None, None
 
-    @staticmethod
-    def jvp(ctx: Any, da: Tensor | None, db: Tensor | None, _: None) -> Tensor:
-        a, b, keep = ctx.saved_tensors
-        return _sum(None if da is None else scores(da, b, keep), None if db is None else scores(a, db, keep))
 
-
-class _Weighted(_Product):
+class _CompiledWeighted(torch.autograd.Function):
     @staticmethod
     def forward(w: Tensor, b: Tensor, keep: Tensor) -> Tensor:
         w = w.masked_fill(~keep, 0.0)
@@ -62,10 +54,35 @@ class _Weighted(_Product):
         )
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         w, b, keep = ctx.saved_tensors
         want_w, want_b, _ = ctx.needs_input_grad
         return scores(g, b, keep) if want_w else None, weighted(w.mT, g, keep.mT) if want_b else None, None
+
+
+class _Scores(_CompiledScores):
+    """torch.compile takes no Function with a forward mode or a rule for vmap: they are what it adds."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, da: Tensor | None, db: Tensor | None, _: None) -> Tensor:
+        a, b, keep = ctx.saved_tensors
+        return _sum(None if da is None else scores(da, b, keep), None if db is None else scores(a, db, keep))
+
+
+class _Weighted(_CompiledWeighted):
+    generate_vmap_rule = True
+    setup_context = _Scores.setup_context
 
     @staticmethod
     def jvp(ctx: Any, dw: Tensor | None, db: Tensor | None, _: None) -> Tensor:
@@ -87,6 +104,8 @@ def _sum(first: Tensor | None, second: Tensor | None) -> Tensor:
 
 
 def _known_finite(t: Tensor) -> bool:
+    if torch.compiler.is_compiling() or (t.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return False  # where nothing waits for an answer
     try:
         return bool(t.isfinite().all())
     except RuntimeError:  # in a batch of torch.vmap's there is no single answer
