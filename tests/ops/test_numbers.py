@@ -82,3 +82,17 @@ def test_what_is_not_one_number_is_refused_by_name(op: str) -> None:
         ):
             with pytest.raises((TypeError, ValueError), match=rf"{name}\b.*({words})"):
                 OPS[op][1](**{**_arguments(op), name: value})
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("value", [1e39, -1e39, 1e31, 1e-39, 1e-320])
+def test_a_factor_that_float32_does_not_hold_is_refused_by_name(op: str, value: float) -> None:
+    for name in {"scale", "softcap"} & set(inspect.signature(OPS[op][1]).parameters):
+        if name == "scale" or value > 0:
+            with pytest.raises(ValueError, match=rf"{name}.* is out of the range of float32.* 2\*\*-126"):
+                OPS[op][1](**_arguments(op), **{name: value})
+
+
+def test_a_cap_and_a_scale_that_lie_too_far_apart_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"scale / softcap=.* is out of the range"):
+        OPS["attention"][1](**_arguments("attention"), scale=1e20, softcap=1e-20)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops._checks import check_float_tensor, check_number, shape
+from ..ops._checks import check_factor, check_float_tensor, shape
 
 
 def as_int(name: str, value: Any) -> int:
@@ -46,8 +46,8 @@ def attention_options(
     return {
         "causal": "bottom_right" if causal else None,
         "window": _window(window_size, causal),
-        "softcap": max(0.0, check_number("softcap", softcap)),  # FlashAttention: anything <= 0 turns it off
-        "scale": None if softmax_scale is None else check_number("softmax_scale", softmax_scale),
+        "softcap": max(0.0, check_factor("softcap", softcap)),  # FlashAttention: anything <= 0 turns it off
+        "scale": None if softmax_scale is None else check_factor("softmax_scale", softmax_scale),
         "alibi_slopes": alibi_slopes,
         "mask": None,
         "sinks": None,

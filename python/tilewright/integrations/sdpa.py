@@ -13,9 +13,9 @@ from ..ops import attention
 from ..ops._checks import (
     autocast,
     check_dense,
+    check_factor,
     check_float_tensor,
     check_like,
-    check_number,
     shape,
     wide_under_autocast,
 )
@@ -100,7 +100,7 @@ def prepare(
     if is_causal_bias(type(attn_mask)):
         attn_mask, causal = None, _alignment(attn_mask, query, key)
     if scale is not None:
-        scale = check_number("scale", scale)
+        scale = check_factor("scale", scale)
     if key.shape[-1] != query.shape[-1]:
         raise ValueError(
             f"key has last dimension {key.shape[-1]} but query has {query.shape[-1]}; they must be the same"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..ops._checks import check_causal, check_number
+from ..ops._checks import check_causal, check_factor
 from ..ops.softmax import log_softmax, softmax
 
 
@@ -17,7 +17,7 @@ class _Normalisation(nn.Module):
             raise TypeError(f"dim must be an int, got {type(dim).__name__}")
         if causal is not None:
             check_causal(causal)
-        self.dim, self.scale, self.causal = dim, check_number("scale", scale), causal
+        self.dim, self.scale, self.causal = dim, check_factor("scale", scale), causal
 
     def extra_repr(self) -> str:
         options = f", scale={self.scale}" if self.scale != 1.0 else ""

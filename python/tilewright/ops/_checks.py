@@ -71,6 +71,21 @@ def check_number(name: str, value: Any) -> float:
     return number
 
 
+#: Of a factor's magnitude: float32's smallest normal number, and one that leaves room for what it multiplies.
+_SMALLEST, _LARGEST = 2.0**-126, 2.0**100
+
+
+def check_factor(name: str, value: Any) -> float:
+    """A number by which scores are multiplied, or capped: in float32, which has to hold it."""
+    number = check_number(name, value)
+    if number != 0.0 and not _SMALLEST <= abs(number) <= _LARGEST:
+        raise ValueError(
+            f"{name}={value} is out of the range of float32, in which scores are computed; accepted are 0 and "
+            f"magnitudes from 2**-126 ({_SMALLEST:.2g}) to 2**100 ({_LARGEST:.2g})"
+        )
+    return number
+
+
 def check_int(name: str, value: Any) -> int:
     """A whole number: Python's, NumPy's, or an integer tensor of no dimensions."""
     if type(value) is int or isinstance(value, torch.SymInt):

@@ -11,11 +11,11 @@ from torch import Tensor
 from ._checks import (
     check_causal,
     check_device,
+    check_factor,
     check_float_tensor,
     check_int,
     check_like,
     check_mask,
-    check_number,
     shape,
     wide_under_autocast,
 )
@@ -115,14 +115,16 @@ def check_features(
     if causal is not None:
         check_causal(causal)
     left, right = check_window(window)
-    softcap = check_number("softcap", softcap)
+    softcap = check_factor("softcap", softcap)
     if softcap < 0:
         raise ValueError(f"softcap={softcap} must not be negative; 0 turns it off")
     if alibi_slopes is not None:
         alibi_slopes = _check_alibi(alibi_slopes, q, batch, heads)
     if sinks is not None:
         sinks = _check_sinks(sinks, q, heads)
-    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else check_number("scale", scale)
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else check_factor("scale", scale)
+    if softcap > 0:
+        check_factor("scale / softcap", scale / softcap)
     return Features(mask, alibi_slopes, sinks, causal, left, right, softcap, scale)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import autocasting, check_causal, check_float_tensor, check_int, check_mask, check_number, shape
+from ._checks import autocasting, check_causal, check_factor, check_float_tensor, check_int, check_mask, shape
 from ._features import tensor_bytes
 from ._op import Cost, Op, contiguous_gradient
 
@@ -55,7 +55,7 @@ def prepare(x: Any, dim: Any, *, scale: Any, mask: Any, causal: Any) -> SoftmaxC
     dim = dim % rank
     if x.dtype in (torch.float16, torch.bfloat16) and autocasting(x):
         x = x.float()  # softmax is on autocast's float32 list
-    scale = check_number("scale", scale)
+    scale = check_factor("scale", scale)
     if mask is not None:
         mask = check_mask("mask", mask, tuple(x.shape), "x", x)
     if causal is not None:
