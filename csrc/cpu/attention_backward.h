@@ -11,7 +11,8 @@ namespace TW_ISA {
 // s - lse. A row without keys has max = +inf, so that every p is 0.
 //
 // delta = dO . O - dlse. O has been rounded, so where one key has nearly all the weight dP - delta is mostly the rounding
-// of both. A tile that holds all keys of its strip takes delta = sum p dP - dlse instead, with dP's own rounding in it.
+// of both. A tile that holds all keys of its strip takes delta = sum p dP - dlse instead, with dP's own rounding in it, unless
+// dlse is null.
 template <class A>
 struct RowStats {
   A *max, *inverse, *delta, *dlse;
@@ -103,7 +104,7 @@ TW_NOINLINE void gradient_tile(const AttentionParams& p, const Sequence& s, cons
   if (mask != nullptr) load_mask(p, s, strip, key, n, buffers.mask);
   finish_scores<A>(p, strip, key, n, probs, stride, mask, buffers.dcap);
   if (p.dropout_p > 0) dropout_bits(p, s, strip, key, n, buffers.bits);
-  const bool whole = strip.first_key >= key && strip.last_key <= key + n;
+  const bool whole = stats.dlse != nullptr && strip.first_key >= key && strip.last_key <= key + n;
   const bool through_softcap = p.softcap > 0 && !of_mask;
   differentiate_tile(p, strip.vectors, stats, n, whole, select || of_mask, through_softcap, buffers, probs, ds, stride);
 }

@@ -95,14 +95,14 @@ void exact_delta(const AttentionParams& p, RowStats<A> all_stats, int64_t padded
   if (row >= s.len_q) return;
   HeadStrip<A> strip(p, s, all_stats, padded_rows, head, row, w);
   const int64_t begin = w.strip->first_key / kMaskKeys * kMaskKeys, end = w.strip->last_key;
-  // Of all keys of a row at once gradient_tile takes delta off by itself.
-  const int64_t keys = end - begin, step = keys > kMaskKeys ? kMaskKeys : round_up((keys + 1) / 2, 4);
-  if (step >= keys || (keys <= kMaskKeys && !is_narrow(p))) return;
-  for (int r = 0; r < lanes; ++r) strip.delta[r] = 0;
+  if (end - begin <= kMaskKeys && !is_narrow(p)) return;
+  RowStats<A> none = strip.stats();
+  for (int r = 0; r < lanes; ++r) none.delta[r] = 0;
+  none.dlse = nullptr;
   double sum[lanes] = {};
-  for (int64_t key = begin; key < end; key += step) {
-    const int64_t n = min64(step, end - key);
-    mask_tile(p, s, strip.stats(), single_head(p, head).kv, key, n, w);
+  for (int64_t key = begin; key < end; key += kMaskKeys) {
+    const int64_t n = min64(kMaskKeys, end - key);
+    mask_tile(p, s, none, single_head(p, head).kv, key, n, w);
     for (int64_t j = 0; j < n; ++j)
       for (int r = 0; r < w.strip->count; ++r) sum[r] += double{w.ds[j * lanes + r]};
   }

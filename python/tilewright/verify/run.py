@@ -118,7 +118,7 @@ def _run_backend(case: Case, backend: str, seed: int, draws: list[_Draw]) -> Rec
     problems = _one_draw(case, backend, draws[0], errors)
     comparisons, used = _compare(case, draws, errors), 1
     for most, share in POOLED_DRAWS:
-        if problems or not _undecided(draws[0], comparisons, share):
+        if problems or not _undecided(draws[:used], comparisons, share):
             break
         wanted = _draws_wanted(draws[0], comparisons, most, share)
         while used < wanted and not problems:
@@ -137,13 +137,14 @@ def _takes(comparison: Comparison, share: float) -> bool:
     return not comparison.passed or comparison.used > share
 
 
-def _undecided(draw: _Draw, comparisons: Sequence[Comparison], share: float) -> bool:
+def _undecided(draws: Sequence[_Draw], comparisons: Sequence[Comparison], share: float) -> bool:
     """Some tensor takes more than the share, and none misses by so much that chance is out of the question.
 
     Of a few elements' errors torch's may all be 0 by chance; that says nothing.
     """
+    count = {c.tensor: sum(d.scales[c.tensor].count for d in draws) for c in comparisons}
     return any(_takes(c, share) for c in comparisons) and all(
-        c.used < HOPELESS or draw.scales[c.tensor].count < FEW_ELEMENTS for c in comparisons
+        c.used < HOPELESS or count[c.tensor] < FEW_ELEMENTS for c in comparisons
     )
 
 
