@@ -10,21 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import transforming
-
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+_depth_of_modes, _tracing_state = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
 
 
 def must_see_operator(values: Any, indices: Any) -> bool:
-    """True when something other than plain eager execution is watching, modes, transforms, torch.jit.trace or
-    subclasses, and when a tensor is more than what its data pointer says. Of such, torch's dispatcher makes plain ones
-    for an operator."""
-    if torch._C._len_torch_dispatch_stack() > 0 or transforming() or torch._C._get_tracing_state() is not None:
+    """True when something other than plain eager execution is watching, modes, torch.jit.trace or subclasses, and when
+    a tensor is more than what its data pointer says. Of such, torch's dispatcher makes plain ones for an operator.
+
+    Every call asks this: it is a dozen of torch's cheapest questions, and no function of ours.
+    """
+    if _depth_of_modes() > 0 or _tracing_state() is not None:
         return True
-    for i in indices:
-        t = values[i]
-        if t is not None and (type(t) not in _PLAIN_TENSORS or t.is_neg() or not _address(t)):
-            return True
+    try:
+        for i in indices:
+            t = values[i]
+            if t is not None and (type(t) not in _PLAIN_TENSORS or t.is_neg() or not t.data_ptr()):
+                return True
+    except RuntimeError:  # a wrapper that a transform left behind
+        return True
     return False
 
 

@@ -186,9 +186,10 @@ class Op:
         if self.check_values is not None:
             self.check_values(call)
         outputs = select(self.name, call, requested).forward(call)
-        if self.mutates:
-            # What a backward has saved of a tensor is not what is there now: autograd compares versions.
-            torch.autograd.graph.increment_version([t for t in self.written(call) if not t.is_inference()])
+        if self.mutates and (written := self.written(call)):
+            # What a backward has saved of a tensor is not what is there now: autograd compares versions. As
+            # torch.autograd.graph.increment_version, without its checks.
+            torch._C._increment_version([t for t in written if not t.is_inference()])
         return outputs
 
     def run_backward(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ._checks import accumulator, autocast, check_probability, shape, unit_last_stride
@@ -39,6 +38,8 @@ class AttentionCall(NamedTuple):
 def empty_output(t: Tensor, width: int) -> Tensor:
     """Rows of ``width`` in t's memory order: a transposed (B, S, H, D) input gives an output whose transpose is
     contiguous. Memory of its own: no two elements share a place, as those of a window or an expanded t do."""
+    if t.is_contiguous():
+        return t.new_empty((*t.shape[:-1], width))
     sizes, strides = t.shape[:-1], t.stride()[:-1]
     if list(strides) == sorted(strides, reverse=True) or 0 in strides:  # an expanded dimension has no place in memory
         return t.new_empty((*sizes, width))
@@ -56,12 +57,13 @@ def gradient_like(call: Any, name: str) -> Tensor:
 def allocate(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
     """out, lse, and row_stats, from which a backend's backward rebuilds the probabilities; empty when there is none."""
     q = call.q
-    lse = torch.empty(q.shape[:3], dtype=accumulator(q.dtype), device=q.device)
+    lse = q.new_empty(q.shape[:3], dtype=accumulator(q.dtype))
     return empty_output(q, call.v.shape[-1]), lse, lse.new_empty((*lse.shape, 2) if call.keep_stats else (0,) * 4)
 
 
 def without_grad(call: Any) -> Any:
-    return call._replace(keep_stats=False)
+    assert call._fields[-1] == "keep_stats"
+    return call._make((*call[:-1], False))  # a third of what _replace takes
 
 
 def cost(call: AttentionCall) -> Cost:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -59,9 +58,7 @@ def capacity(call: KvcacheAttentionCall) -> int:
 
 def allocate(call: KvcacheAttentionCall) -> tuple[Tensor, Tensor]:
     q = call.q
-    return empty_output(q, call.v_cache.shape[-1]), torch.empty(
-        q.shape[:3], dtype=accumulator(q.dtype), device=q.device
-    )
+    return empty_output(q, call.v_cache.shape[-1]), q.new_empty(q.shape[:3], dtype=accumulator(q.dtype))
 
 
 def written(call: KvcacheAttentionCall) -> tuple[Tensor, ...]:
@@ -109,22 +106,24 @@ def check_values(call: KvcacheAttentionCall) -> None:
 
 def _check_writable(call: KvcacheAttentionCall) -> None:
     """As torch does for what it writes in place."""
-    caches = {"k_cache": call.k_cache, "v_cache": call.v_cache}
-    for name, cache in caches.items():
-        if shares_elements(cache.shape, cache.stride()):
+    caches = (("k_cache", call.k_cache), ("v_cache", call.v_cache))
+    for name, cache in caches:
+        if not cache.is_contiguous() and shares_elements(cache.shape, cache.stride()):
             raise ValueError(
                 f"{name} of shape {shape(cache)} has strides {cache.stride()}, by which several of its elements share "
                 "one place in memory; k and v cannot be written there. Give a copy: clone() it"
             )
-    others = {**caches, "q": call.q, "k": call.k, "v": call.v}
-    if len({t.untyped_storage().data_ptr() for t in others.values() if t is not None}) == len(others):
+    others = (*caches, ("q", call.q), ("k", call.k), ("v", call.v))
+    places = [cast(Tensor, t).untyped_storage().data_ptr() for _, t in others]
+    if places[0] not in places[1:] and places[1] not in places[2:]:
         return
-    for (name, cache), (other, t) in itertools.product(caches.items(), others.items()):
-        if t is not None and other != name and overlap(cache, t):
-            raise ValueError(
-                f"{other} and {name} share memory, and {name} is to be written; give {other} memory of its own: "
-                "clone() it"
-            )
+    for i, (name, cache) in enumerate(caches):
+        for other, t in others[i + 1 :]:
+            if overlap(cache, cast(Tensor, t)):
+                raise ValueError(
+                    f"{other} and {name} share memory, and {name} is to be written; give {other} memory of its own: "
+                    "clone() it"
+                )
 
 
 def _canonical_cache(cache: Tensor, name: str, layout: str, appended: bool) -> Tensor:

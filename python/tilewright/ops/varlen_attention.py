@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ._checks import (
@@ -53,7 +52,7 @@ def allocate(call: VarlenAttentionCall) -> tuple[Tensor, Tensor, Tensor]:
     """out, lse and row_stats, as attention's."""
     total_q, heads, _ = call.q.shape
     out = call.q.new_empty((total_q, heads, call.v.shape[-1]))
-    lse = torch.empty((heads, total_q), dtype=accumulator(call.q.dtype), device=call.q.device)
+    lse = call.q.new_empty((heads, total_q), dtype=accumulator(call.q.dtype))
     return out, lse, lse.new_empty((*lse.shape, 2) if call.keep_stats else (0,) * 3)
 
 
