@@ -140,12 +140,13 @@ def _takes(comparison: Comparison, share: float) -> bool:
 def _undecided(draws: Sequence[_Draw], comparisons: Sequence[Comparison], share: float) -> bool:
     """Some tensor takes more than the share, and none misses by so much that chance is out of the question.
 
-    Of a few elements' errors torch's may all be 0 by chance; that says nothing.
+    Of a few elements' errors torch's may all be 0 by chance; that says nothing. Nor do those of many that are the same.
     """
-    count = {c.tensor: sum(d.scales[c.tensor].count for d in draws) for c in comparisons}
-    return any(_takes(c, share) for c in comparisons) and all(
-        c.used < HOPELESS or count[c.tensor] < FEW_ELEMENTS for c in comparisons
-    )
+
+    def few(tensor: str) -> bool:
+        return sum(d.reference[tensor].unique().numel() for d in draws) < FEW_ELEMENTS
+
+    return any(_takes(c, share) for c in comparisons) and all(c.used < HOPELESS or few(c.tensor) for c in comparisons)
 
 
 def _draws_wanted(draw: _Draw, comparisons: Sequence[Comparison], most: int, share: float) -> int:
