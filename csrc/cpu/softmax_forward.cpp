@@ -248,7 +248,7 @@ class Forward {
       const Vec<A> base = base_lanes(m);
       const Vec<A> earlier = stats->sum[u] * vexp_nonpositive(stats->max[u] - base);
       stats->max[u] = m;
-      stats->sum[u] = earlier + sum_of_terms<Vec<A>>(count, [&](int64_t j) {
+      stats->sum[u] = earlier + sum_of_terms<Vec<A>, true>(count, [&](int64_t j) {
                         const Vec<A> e = vexp_nonpositive(load(lanes + j * W) - base);
                         if (keep) store(lanes + j * W, e);
                         return e;

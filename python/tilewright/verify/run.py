@@ -144,7 +144,8 @@ def _undecided(draws: Sequence[_Draw], comparisons: Sequence[Comparison], share:
     """
 
     def few(tensor: str) -> bool:
-        return sum(d.reference[tensor].unique().numel() for d in draws) < FEW_ELEMENTS
+        distinct: int = sum(d.reference[tensor].unique().numel() for d in draws)
+        return distinct < FEW_ELEMENTS
 
     return any(_takes(c, share) for c in comparisons) and all(c.used < HOPELESS or few(c.tensor) for c in comparisons)
 
