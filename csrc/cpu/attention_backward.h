@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention_softmax.h"
+#include "sums.h"
 
 namespace tilewright {
 namespace TW_ISA {

@@ -5,6 +5,7 @@
 #include "parallel.h"
 #include "scratch.h"
 #include "softmax_io.h"
+#include "sums.h"
 
 namespace tilewright {
 namespace TW_ISA {

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .. import selection
 from ..ops._checks import autocasting, check_like, check_probability, shape
 from ..ops._features import MAX_HEAD_DIM
 from ..ops.attention import attention
 from ..ops.softmax import softmax
-from ..reference import selection
 from ._masks import check_mask_type, merge_masks
 
 

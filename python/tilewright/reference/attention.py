@@ -12,8 +12,8 @@ from torch import Tensor
 from ..ops._checks import accumulator, transforming
 from ..ops._dropout import dropout_scale
 from ..ops.attention import AttentionCall, empty_output
+from ..selection import scores, weighted
 from .philox import keep_mask
-from .selection import scores, weighted
 
 
 def attend(
