@@ -22,14 +22,16 @@ def weighted(w: Tensor, b: Tensor, keep: Tensor) -> Tensor:
     return found.apply(w, b, keep)  # type: ignore[no-untyped-call, no-any-return]
 
 
-class _CompiledScores(torch.autograd.Function):
-    @staticmethod
-    def forward(a: Tensor, b: Tensor, keep: Tensor) -> Tensor:
-        return (a @ b.mT).masked_fill(~keep, 0.0)
-
+class _CompiledProduct(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+
+
+class _CompiledScores(_CompiledProduct):
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, keep: Tensor) -> Tensor:
+        return (a @ b.mT).masked_fill(~keep, 0.0)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -38,7 +40,7 @@ class _CompiledScores(torch.autograd.Function):
         return weighted(g, b, keep) if want_a else None, weighted(g.mT, a, keep.mT) if want_b else None, None
 
 
-class _CompiledWeighted(torch.autograd.Function):
+class _CompiledWeighted(_CompiledProduct):
     @staticmethod
     def forward(w: Tensor, b: Tensor, keep: Tensor) -> Tensor:
         w = w.masked_fill(~keep, 0.0)
@@ -54,18 +56,14 @@ class _CompiledWeighted(torch.autograd.Function):
         )
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         w, b, keep = ctx.saved_tensors
         want_w, want_b, _ = ctx.needs_input_grad
         return scores(g, b, keep) if want_w else None, weighted(w.mT, g, keep.mT) if want_b else None, None
 
 
-class _Scores(_CompiledScores):
-    """torch.compile takes no Function with a forward mode or a rule for vmap: they are what it adds."""
+class _Eager:
+    """What torch.compile takes no Function with: forward mode, and a rule for vmap."""
 
     generate_vmap_rule = True
 
@@ -74,16 +72,15 @@ class _Scores(_CompiledScores):
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
+
+class _Scores(_Eager, _CompiledScores):
     @staticmethod
     def jvp(ctx: Any, da: Tensor | None, db: Tensor | None, _: None) -> Tensor:
         a, b, keep = ctx.saved_tensors
         return _sum(None if da is None else scores(da, b, keep), None if db is None else scores(a, db, keep))
 
 
-class _Weighted(_CompiledWeighted):
-    generate_vmap_rule = True
-    setup_context = _Scores.setup_context
-
+class _Weighted(_Eager, _CompiledWeighted):
     @staticmethod
     def jvp(ctx: Any, dw: Tensor | None, db: Tensor | None, _: None) -> Tensor:
         w, b, keep = ctx.saved_tensors

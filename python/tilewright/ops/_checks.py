@@ -18,9 +18,6 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-_STRIDED = torch.strided
-
-
 def shape(t: Tensor) -> str:
     return str(tuple(t.shape))
 
@@ -30,8 +27,10 @@ def check_float_tensor(name: str, t: Any) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
     if t.dtype not in FLOATS:
         raise TypeError(f"{name} has dtype {t.dtype}; accepted are float32, float16, bfloat16 and float64")
-    if t.layout is not _STRIDED or t.is_nested:  # most calls need not ask a function
-        check_dense(name, t)
+    check_dense(name, t)
+
+
+_STRIDED = torch.strided  # looked up once: every tensor of every call is asked
 
 
 def check_dense(name: str, t: Tensor) -> None:
@@ -47,10 +46,8 @@ def check_like(name: str, t: Any, like_name: str, like: Tensor) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
     if t.dtype != like.dtype:
         raise TypeError(f"{name} has dtype {t.dtype} but {like_name} has {like.dtype}; they must be the same")
-    if t.layout is not _STRIDED or t.is_nested:
-        check_dense(name, t)
-    if t.device != like.device:
-        check_device(name, t, like_name, like)
+    check_dense(name, t)
+    check_device(name, t, like_name, like)
 
 
 def check_device(name: str, t: Tensor, like_name: str, like: Tensor) -> None:
@@ -83,8 +80,6 @@ _SMALLEST, _LARGEST = 2.0**-126, 2.0**100
 
 def check_factor(name: str, value: Any) -> float:
     """A number by which scores are multiplied, or capped: in float32, which has to hold it."""
-    if type(value) is float and (value == 0.0 or _SMALLEST <= value <= _LARGEST):  # the usual case
-        return value
     number = check_number(name, value)
     if number != 0.0 and not _SMALLEST <= abs(number) <= _LARGEST:
         raise ValueError(

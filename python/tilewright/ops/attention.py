@@ -63,7 +63,7 @@ def allocate(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
 
 def without_grad(call: Any) -> Any:
     assert call._fields[-1] == "keep_stats"
-    return call._make((*call[:-1], False))  # a third of what _replace takes
+    return call._make((*call[:-1], False))  # less than half of what _replace takes
 
 
 def cost(call: AttentionCall) -> Cost:

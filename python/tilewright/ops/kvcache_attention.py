@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -113,13 +113,14 @@ def _check_writable(call: KvcacheAttentionCall) -> None:
                 f"{name} of shape {shape(cache)} has strides {cache.stride()}, by which several of its elements share "
                 "one place in memory; k and v cannot be written there. Give a copy: clone() it"
             )
+    assert call.k is not None and call.v is not None
     others = (*caches, ("q", call.q), ("k", call.k), ("v", call.v))
-    places = [cast(Tensor, t).untyped_storage().data_ptr() for _, t in others]
+    places = [t.untyped_storage().data_ptr() for _, t in others]
     if places[0] not in places[1:] and places[1] not in places[2:]:
         return
     for i, (name, cache) in enumerate(caches):
         for other, t in others[i + 1 :]:
-            if overlap(cache, cast(Tensor, t)):
+            if overlap(cache, t):
                 raise ValueError(
                     f"{other} and {name} share memory, and {name} is to be written; give {other} memory of its own: "
                     "clone() it"
