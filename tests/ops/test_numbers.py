@@ -84,10 +84,12 @@ def test_what_is_not_one_number_is_refused_by_name(op: str) -> None:
                 OPS[op][1](**{**_arguments(op), name: value})
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", sorted(set(OPS) - {"ffn"}))  # which has no factor
 @pytest.mark.parametrize("value", [1e39, -1e39, 1e31, 1e-39, 1e-320])
 def test_a_factor_that_float32_does_not_hold_is_refused_by_name(op: str, value: float) -> None:
-    for name in {"scale", "softcap"} & set(inspect.signature(OPS[op][1]).parameters):
+    names = {"scale", "softcap"} & set(inspect.signature(OPS[op][1]).parameters)
+    assert names
+    for name in names:
         if name == "scale" or value > 0:
             with pytest.raises(ValueError, match=rf"{name}.* is out of the range of float32.* 2\*\*-126"):
                 OPS[op][1](**_arguments(op), **{name: value})

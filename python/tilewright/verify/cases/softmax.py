@@ -139,6 +139,8 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "memory_transposed", {"shape": (20, 30), "memory": {"order": (1, 0)}}
     yield "memory_transposed_dim_0", {"shape": (20, 30), "memory": {"order": (1, 0)}, "dim": 0}
     yield "memory_permuted", {"shape": (4, 5, 6, 7), "memory": {"order": (2, 0, 3, 1)}, "mask": "float xx1x"}
+    # Weights of one size: the error of a sum over all of them, along a strided dimension.
+    yield "memory_transposed_long", {"shape": (64, 2000), "memory": {"order": (1, 0)}, "scale": 0.125}
     yield "memory_padded", {"shape": (6, 4, 33), "memory": {"pad": 5}}
     yield "memory_misaligned", {"shape": (6, 130), "memory": {"offset": 1}}
     yield "memory_misaligned_vectors", {"shape": (6, 128), "memory": {"offset": 1}}
