@@ -53,8 +53,9 @@ struct View4 {
 //   plain    q (B, H, Sq, D), k (B, Hkv, Sk, D), v (B, Hkv, Sk, Dv), out (B, H, Sq, Dv), lse (B, H, Sq)
 //   varlen   cu_seqlens_* set: stride[0] is unused, sequence b is rows [cu[b], cu[b+1]) of dimension 2;
 //            lse (-, H, total_q)
-//   kvcache  seqlens_k set: sequence b attends to its first seqlens_k[b] keys; with block_table, key j of sequence b is
-//            row j % page_size of page block_table[b, j / page_size], and stride[0] of k and v steps between pages
+//   kvcache  seqlens_k set: sequence b attends to its first seqlens_k[b] + seqlen_new keys; with block_table, key j of
+//            sequence b is row j % page_size of page block_table[b, j / page_size], and stride[0] of k and v steps
+//            between pages
 // The last stride of q, k, v, out and their gradients is 1.
 struct AttentionParams {
   DType dtype = DType::kFloat32;        // of q, k, v, out and their gradients
@@ -71,7 +72,7 @@ struct AttentionParams {
   const int64_t* rng = nullptr;           // {seed, offset} of the dropout mask (see philox.h)
   const int32_t* cu_seqlens_q = nullptr;  // (B + 1)
   const int32_t* cu_seqlens_k = nullptr;  // (B + 1)
-  const int32_t* seqlens_k = nullptr;     // (B)
+  const int32_t* seqlens_k = nullptr;     // (B), before new keys are appended
   const int32_t* block_table = nullptr;   // (B, *), row stride below
   int64_t block_table_stride = 0;
   int64_t page_size = 0;
@@ -90,8 +91,8 @@ struct AttentionParams {
   int32_t num_threads = 1;
   bool deterministic = false;
 
-  // kvcache: new keys and values (B, Hkv, S_new, D), written at positions [seqlens_k[b] - seqlen_new, seqlens_k[b])
-  // of the caches before attending; seqlens_k already counts them.
+  // kvcache: new keys and values (B, Hkv, S_new, D), written at positions [seqlens_k[b], seqlens_k[b] + seqlen_new) of
+  // the caches before attending.
   View4 k_new, v_new;
   int64_t seqlen_new = 0;
 

@@ -31,7 +31,7 @@ inline Sequence sequence_of(const AttentionParams& p, int64_t b) {
     s.k_begin = p.cu_seqlens_k[b];
     s.len_k = p.cu_seqlens_k[b + 1] - s.k_begin;
   }
-  if (p.seqlens_k != nullptr) s.len_k = p.seqlens_k[b];
+  if (p.seqlens_k != nullptr) s.len_k = p.seqlens_k[b] + p.seqlen_new;
   s.shift = p.causal == Causal::kTopLeft ? 0 : s.len_k - s.len_q;
   return s;
 }
@@ -166,7 +166,7 @@ inline Status check_attention(const AttentionParams& p) {
     return Status::kBadLengths;
   if (p.seqlens_k != nullptr) {
     for (int64_t b = 0; b < p.batch; ++b) {
-      if (p.seqlens_k[b] < p.seqlen_new || p.seqlens_k[b] > p.seqlen_k) return Status::kBadLengths;
+      if (p.seqlens_k[b] < 0 || p.seqlens_k[b] + p.seqlen_new > p.seqlen_k) return Status::kBadLengths;
     }
   }
   if (p.block_table == nullptr) return Status::kOk;

@@ -48,7 +48,8 @@ TW_DEVICE Sequence find_sequence(const AttentionParams& p, int b) {
     s.first_q = q.first, s.first_k = k.first, s.seqlen_q = q.count, s.seqlen_k = k.count;
   }
   // So are lengths, and pages below.
-  if (p.seqlens_k != nullptr) s.seqlen_k = clamp(Global<const int32_t>{p.seqlens_k}.load(b), 0, s.seqlen_k);
+  if (p.seqlens_k != nullptr)
+    s.seqlen_k = clamp(Global<const int32_t>{p.seqlens_k}.load(b) + p.seqlen_new, 0, s.seqlen_k);
   s.shift = p.causal == Causal::kTopLeft ? 0 : s.seqlen_k - s.seqlen_q;
   constexpr int kAny = 0x7fffffff;
   const int64_t right = p.causal != Causal::kNone ? 0 : p.window_right;

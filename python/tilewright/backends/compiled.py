@@ -132,11 +132,9 @@ def _kvcache_forward(kernels: Kernels, call: KvcacheAttentionCall) -> tuple[Tens
     p.batch, p.heads, p.seqlen_q, p.head_dim = q.shape
     _, p.heads_kv, p.page_size, p.head_dim_v = v.shape
     p.num_pages, p.seqlen_k, p.num_splits = v.shape[0], capacity(call), min(call.num_splits, MAX_SPLITS)
-    lengths = call.cache_seqlens
+    p.seqlens_k = call.cache_seqlens.data_ptr()
     if call.k is not None and call.v is not None:
         p.k_new, p.v_new, p.seqlen_new = _view(call.k), _view(call.v), call.k.shape[2]
-        lengths = lengths + call.k.shape[2]
-    p.seqlens_k = lengths.data_ptr()
     if call.block_table is not None:
         p.block_table, p.block_table_stride = call.block_table.data_ptr(), call.block_table.stride(0)
     kernels.run("kvcache_attention", p, q)
