@@ -143,6 +143,15 @@ def _canonical_cache(cache: Tensor, name: str, layout: str, appended: bool) -> T
     return cache
 
 
+def _check_no_gradient(**tensors: Any) -> None:
+    for name, t in tensors.items():
+        if isinstance(t, Tensor) and t.requires_grad:
+            raise ValueError(
+                f"{name} requires a gradient, which kvcache_attention does not have: call it under torch.no_grad(), "
+                "or use attention for training"
+            )
+
+
 def _check_new(
     k: Any, v: Any, q: Tensor, k_cache: Tensor, v_cache: Tensor, layout: str
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -204,20 +213,8 @@ def prepare(
     q, k, v = autocast(q, k, v)
     names = ("q", "k_cache", "v_cache")
     check_qkv(q, k_cache, v_cache, names, 4, "(B, H, S, D)" if layout == "bhsd" else "(B, S, H, D)")
-    for name, t in (
-        ("q", q),
-        ("k_cache", k_cache),
-        ("v_cache", v_cache),
-        ("k", k),
-        ("v", v),
-        ("sinks", sinks),
-        ("mask", mask),
-    ):
-        if torch.is_grad_enabled() and isinstance(t, Tensor) and t.requires_grad:
-            raise ValueError(
-                f"{name} requires a gradient, which kvcache_attention does not have: call it under torch.no_grad(), "
-                "or use attention for training"
-            )
+    if torch.is_grad_enabled():
+        _check_no_gradient(q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v, sinks=sinks, mask=mask)
     q = q if layout == "bhsd" else q.transpose(1, 2)
     k_cache = _canonical_cache(k_cache, "k_cache", layout, k is not None)
     v_cache = _canonical_cache(v_cache, "v_cache", layout, k is not None)
