@@ -321,10 +321,8 @@ def _ffn_backward(
     assert dout is not None
     p = _ffn_params(kernels, call, outputs[1])
     p.dout = _view(dout)
-    # Contiguous, as the kernel writes them; an input's own strides may be a view's.
     found = [
-        call.x.new_empty(getattr(call, n).shape) if want else None
-        for n, want in zip(FFN_OP.differentiable, wanted, strict=True)
+        FFN_OP.gradient_like(call, n) if want else None for n, want in zip(FFN_OP.differentiable, wanted, strict=True)
     ]
     dx, dw_in, dw_out, db_in, db_out = found
     p.dx, p.dw_in, p.dw_out = (None if t is None else _view(t) for t in (dx, dw_in, dw_out))

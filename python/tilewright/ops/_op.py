@@ -23,7 +23,7 @@ from ..config import requested_backend
 from ..dispatch import select
 from ._checks import batching_gradients, transforming
 from ._library import register
-from ._memory import must_see_operator, without_dead_wrappers
+from ._memory import contiguous_like, must_see_operator, without_dead_wrappers
 
 
 class Cost(NamedTuple):
@@ -43,7 +43,7 @@ def nothing(call: Any) -> tuple[Tensor, ...]:
 
 def contiguous_gradient(call: Any, name: str) -> Tensor:
     field_: Tensor = getattr(call, name)
-    return field_.new_empty(field_.shape)
+    return contiguous_like(field_)
 
 
 @dataclass(frozen=True)

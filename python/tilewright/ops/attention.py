@@ -9,6 +9,7 @@ from torch import Tensor
 from ._checks import accumulator, autocast, check_probability, shape, unit_last_stride
 from ._dropout import draw_rng
 from ._features import OPTIONS_DOC, check_features, check_heads, check_qkv, pairs, tensor_bytes
+from ._memory import contiguous_like
 from ._op import Cost, Op, contiguous_gradient
 
 LAYOUTS = ("bhsd", "bshd")
@@ -39,7 +40,7 @@ def empty_output(t: Tensor, width: int) -> Tensor:
     """Rows of ``width`` in t's memory order: a transposed (B, S, H, D) input gives an output whose transpose is
     contiguous. Memory of its own: no two elements share a place, as those of a window or an expanded t do."""
     if t.is_contiguous():
-        return t.new_empty((*t.shape[:-1], width))
+        return contiguous_like(t) if width == t.shape[-1] else t.new_empty((*t.shape[:-1], width))
     sizes, strides = t.shape[:-1], t.stride()[:-1]
     if list(strides) == sorted(strides, reverse=True) or 0 in strides:  # an expanded dimension has no place in memory
         return t.new_empty((*sizes, width))
