@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton
+import triton.language as tl
 
 from tilewright.chips import chip_of
 from tilewright.errors import BackendError
@@ -79,6 +80,17 @@ def grid(x: int, y: int = 1) -> tuple[int, int]:
             "the second dimension; split the batch"
         )
     return x, y
+
+
+def number(value: float) -> Any:
+    """A kernel's argument in float32, as a GPU takes it. In the interpreter it would stay Python's: of two numbers one
+    kernel would then multiply doubles, where another, which has put one into a tensor before, rounds to float32."""
+    if not INTERPRETED:
+        return value
+    import numpy as np
+    from triton.runtime.interpreter import TensorHandle
+
+    return tl.tensor(TensorHandle(np.array([value], dtype=np.float32), tl.float32), tl.float32)
 
 
 F = TypeVar("F", bound=Callable[..., object])

@@ -30,3 +30,8 @@ def test_what_is_excluded_has_no_part(op: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", magnitude.MAGNITUDES)
 def test_no_exponent_is_above_0_at_any_magnitude_of_scores(dtype: torch.dtype) -> None:
     assert list(magnitude.problems("cuda", dtype)) == []
+
+
+@pytest.mark.parametrize("dtype", magnitude.MAGNITUDES)
+def test_a_sink_far_above_its_keys_has_the_row(dtype: torch.dtype) -> None:
+    assert list(magnitude.sink_problems("cuda", dtype)) == []

@@ -20,6 +20,7 @@ from ..ops.varlen_attention import VarlenAttentionCall
 from ..registry import Implementation
 from ..triton_kernels import attention, attention_backward, attention_decode, attention_mask_gradient, keys
 from ..triton_kernels.launch import grid
+from ..triton_kernels.math import LOG2E
 from .triton import on_device, unsupported
 from .triton_attention_call import (
     aligned,
@@ -301,7 +302,11 @@ def _sink_gradient(call: Any, terms: Tensor) -> Tensor:
     above = sinks - top * logit_unit(call)
     # Far above all keys the sink has everything, and 1 / sum may be 0; and where there are none (top is +inf).
     everything = (above > 80.0) | (top == torch.inf)
-    weights = torch.where(everything, 1.0, torch.exp(above) * inverse).masked_fill(sinks == -torch.inf, 0.0)
+    # Where a sink is far above, 1 / sum is as small as this is large: both by the forward's exponential, whose rounding
+    # of the exponent then goes out.
+    weights = torch.where(everything, 1.0, torch.exp2(above * LOG2E.value) * inverse).masked_fill(
+        sinks == -torch.inf, 0.0
+    )
     total = (weights * delta).sum(-1)
     return -(total.sum(0) if total.dim() == 2 else total).to(call.sinks.dtype)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..ops._features import broadcast_strides
 from ..triton_kernels.attention_table import load_of, table_key
 from ..triton_kernels.descriptor import describable, describe, has_tma
-from ..triton_kernels.launch import Config, config
+from ..triton_kernels.launch import Config, config, number
 
 #: A loop over fewer blocks does not repay what descriptors cost on the host.
 TMA_BLOCKS = 2
@@ -33,10 +33,10 @@ def features(call: Any) -> dict[str, Any]:
         "TOP_LEFT": call.causal == "top_left",
         "left": min(call.window_left, WIDEST_WINDOW),
         "right": 0 if call.causal is not None else min(call.window_right, WIDEST_WINDOW),
-        "scale": abs(call.scale) or 1.0,
+        "scale": number(abs(call.scale) or 1.0),
         "sign": float((call.scale > 0.0) - (call.scale < 0.0)),
         "SIGNED": call.scale <= 0.0,
-        "softcap": call.softcap,
+        "softcap": number(call.softcap),
     }
 
 

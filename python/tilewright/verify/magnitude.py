@@ -1,5 +1,5 @@
-"""Scores of any magnitude that float32 holds. A row then has the value of its largest key, or of several that are as
-large, and nothing else: what is to be found is an exponent above 0, in the gradients as well."""
+"""Scores and sinks of any magnitude that float32 holds. A row then has the value of its largest key, or of several that
+are as large, and nothing else: what is to be found is an exponent above 0, in the gradients as well."""
 
 from __future__ import annotations
 
@@ -19,6 +19,21 @@ OPTIONS: tuple[dict[str, Any], ...] = ({}, {"causal": "bottom_right"}, {"mask": 
 FACTORS: tuple[dict[str, Any], ...] = (
     {"scale": 2.0**100}, {"scale": -(2.0**100)}, {"scale": 2.0**-126}, {"softcap": 2.0**97}, {"softcap": 2.0**-97},
 )  # fmt: skip
+
+
+def sink_problems(backend: str, dtype: torch.dtype, device: str = "cpu") -> Iterator[str]:
+    """A sink's weight in its row, which is the gradient of lse. Far above the keys it is a product of two exponentials,
+    of exponents whose rounding is as large as they are."""
+    q = torch.zeros(1, 64, 1, 8, dtype=dtype, device=device)  # a row with one key, of score 0, in each head
+    sinks = torch.linspace(-20, 79, 64).to(device).requires_grad_()
+    _, lse = attention(q, q, q, sinks=sinks, return_lse=True, backend=backend)
+    (weights,) = torch.autograd.grad(lse.sum(), sinks)
+    exact = sinks.detach().double().sigmoid()
+    errors = (weights.double() / exact - 1).abs() / torch.finfo(torch.float32).eps
+    # An exponent of 79 in base 2, whose unit is 64 of float32's, is rounded to half of that: 32, unless it goes out.
+    for sink, weight, error in zip(sinks.tolist(), weights.tolist(), errors.tolist(), strict=True):
+        if not error <= 8.0:
+            yield f"a sink of {sink:.3g} above one key of 0 weighs {weight:.8g}, which is wrong by {error:.3g} units"
 
 
 def problems(backend: str, dtype: torch.dtype, device: str = "cpu") -> Iterator[str]:

@@ -304,6 +304,19 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "equal_keys", {"values": "equal", "seqlen_q": 70}
     for upstream in ("expanded", "rows", "transposed"):
         yield f"upstream_{upstream}", {"upstream": upstream, "causal": "top_left"}
+    # Sums of one gradient times many weights, in which what is wrong with all weights alike does not go out.
+    yield (
+        "upstream_rows_window",
+        {
+            "upstream": "rows",
+            "batch": 1,
+            "heads_kv": 1,
+            "heads": 3,
+            "seqlen_q": 96,
+            "head_dim": 62,
+            "window": (0, None),
+        },
+    )
     for gradients in (["q"], ["k"], ["v"], ["mask"], ["sinks"], ["q", "sinks"], ["v", "mask"]):
         yield (
             f"gradient_of_{'_'.join(gradients)}",
