@@ -97,6 +97,10 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{name}_mask_{mask.replace(' ', '_')}", {**kind, "mask": mask, "seqlen_q": 3, "new": 3}
         for d, dv in ((1, 1), (3, 3), (50, 50), (64, 64), (80, 48), (128, 128), (256, 256)):
             yield f"{name}_head_dim_{d}_{dv}", {**kind, "head_dim": d, "head_dim_v": dv, "new": 1, **causal}
+    small = {"page_size": 4, "heads": 2, "heads_kv": 1, "head_dim": 16, "seqlen_q": 3, "new": 3, "num_splits": 2}
+    yield "small_everything", {**FEATURES["everything"], **small, "lengths": [5, 2], "lse": "value"}
+    for mask in ("bool bhqk rows", "float32 bhqk inf"):
+        yield f"small_{mask.split()[-1]}", {**small, "lengths": [6], "mask": mask}
     for page_size in (1, 3, 64, 256):
         yield f"page_size_{page_size}", {"page_size": page_size, "new": 2, "seqlen_q": 2, **causal}
     yield "memory_misaligned", {"memory": "misaligned", "new": 1}
