@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 os.environ["TILEWRIGHT_TUNED"] = "off"
 
 #: A file's tests run in one process, one after another: these take minutes, and begin before all others.
-LONGEST = ("test_front_end.py", "test_gpu_rehearsal.py", "test_packaging.py")
+LONGEST = ("test_front_end.py", "test_gpu_rehearsal.py", "test_triton_any_tensor.py", "test_packaging.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
