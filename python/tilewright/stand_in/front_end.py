@@ -4,10 +4,15 @@ twentieth of the time. Tables, grids, arguments and descriptors are the real one
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
+import warnings
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import triton
+from triton.compiler import code_generator
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -55,8 +60,12 @@ def front_end_only(*, lower: bool = True) -> None:
     where only what is launched is asked for."""
     global _lowering
     JITFunction._do_compile, _lowering = _do_compile, lower
-    # Else each of a kernel's functions is parsed again for each instance of it: a tenth of the front end's time.
+    # Else each of a kernel's functions is parsed again for each instance of it, each call of a builtin asks for its
+    # signature, and each node of the syntax changes the filters of warnings: a fifth of the front end's time.
     JITFunction.parse = functools.cache(JITFunction.parse)
+    code_generator.inspect = SimpleNamespace(**{**vars(inspect), "signature": functools.cache(inspect.signature)})
+    without_filters = {"catch_warnings": contextlib.nullcontext, "simplefilter": lambda *_: None}
+    code_generator.warnings = SimpleNamespace(**{**vars(warnings), **without_filters})
 
 
 def _do_compile(
