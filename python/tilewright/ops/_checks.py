@@ -80,8 +80,6 @@ _SMALLEST, _LARGEST = 2.0**-126, 2.0**100
 
 def check_factor(name: str, value: Any) -> float:
     """A number by which scores are multiplied, or capped: in float32, which has to hold it."""
-    if type(value) is float and (value == 0.0 or _SMALLEST <= abs(value) <= _LARGEST):  # the usual case
-        return value
     number = check_number(name, value)
     if number != 0.0 and not _SMALLEST <= abs(number) <= _LARGEST:
         raise ValueError(
