@@ -35,9 +35,7 @@ void softmax_tile(A* s, int64_t n, A scale, StripState<A>* state, A* alpha) {
     store(alpha + v * L, factor);
     max[v] = base;
   }
-  Vec<A> total[VECTORS];
-  for (int v = 0; v < VECTORS; ++v)
-    total[v] = state->started ? load(state->sum + v * L) * load(alpha + v * L) : Vec<A>{};
+  Vec<A> total[VECTORS] = {};
   for (int64_t j = 0; j < n;) {
     Vec<A> sum[2][VECTORS] = {};
     const auto add = [&](int i) {
@@ -54,7 +52,11 @@ void softmax_tile(A* s, int64_t n, A scale, StripState<A>* state, A* alpha) {
     }
     for (int v = 0; v < VECTORS; ++v) total[v] += sum[0][v] + sum[1][v];
   }
-  for (int v = 0; v < VECTORS; ++v) store(state->sum + v * L, total[v]);
+  // The earlier tiles' sum joins last: sums of sums round less than one long sum.
+  for (int v = 0; v < VECTORS; ++v) {
+    if (state->started) total[v] += load(state->sum + v * L) * load(alpha + v * L);
+    store(state->sum + v * L, total[v]);
+  }
 }
 
 template <class A>

@@ -141,7 +141,7 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
     multiply_rows(x, q_tile, 0, k_tile(tile % kStages), true);
     tiles_to_logits<T, true>(x, p, s, q, start,
                              start < range.lo_all || start + kKeys > range.hi_all || start + kKeys > range.hi);
-    to_weights(x, state, out, 1.0f);
+    to_weights<T>(x, state, out, 1.0f);
     if (dropout.on) drop(x, p, s, dropout, q, start);
     multiply_scores(out, x, v_tile(tile % kStages));
     sync_warp();  // the next copies go where this tile has been read

@@ -99,7 +99,7 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
       float x[kKeys / 8][4] = {};
       multiply_rows(x, q_tile, warp_row, k_tile(stage), kWidth == kFewKeysWidth && has_few_keys(p));
       tiles_to_logits<T, kOptions>(x, p, s, q, start, start < range.lo_all || start + kKeys > range.hi_all);
-      to_weights(x, state, out, unit);
+      to_weights<T>(x, state, out, unit);
       if (kOptions && dropout.on) drop(x, p, s, dropout, q, start);
       multiply_scores(out, x, v_tile(stage));
     }

@@ -42,7 +42,7 @@ TW_DEVICE void tiles_to_logits(float (&x)[kTiles][4], const AttentionParams& p, 
 }
 
 // Logits become weights relative to the row's maximum so far; what was summed up before is rescaled to it.
-template <int kTiles, int kColumnTiles>
+template <class T, int kTiles, int kColumnTiles>
 TW_DEVICE void to_weights(float (&x)[kTiles][4], RowState (&state)[2], float (&out)[kColumnTiles][4], float unit) {
   TW_UNROLL for (int h = 0; h < 2; ++h) {
     float top = -kInfinity;
@@ -52,12 +52,16 @@ TW_DEVICE void to_weights(float (&x)[kTiles][4], RowState (&state)[2], float (&o
     const float old = state[h].top;
     state[h].top = max_of(old, top);
     const float base = finite(state[h].top), rescale = weight(old, base, unit);
-    state[h].sum *= rescale;
     TW_UNROLL for (int c = 0; c < kColumnTiles; ++c) out[c][2 * h] *= rescale, out[c][2 * h + 1] *= rescale;
+    // Sums of sums round less than one long sum, which only float32 shows, and are one more number to hold.
+    constexpr bool kJoinLast = sizeof(T) == 4;
+    const float before = state[h].sum;
+    float sum = kJoinLast ? 0.0f : before * rescale;
     TW_UNROLL for (int n = 0; n < kTiles; ++n) TW_UNROLL for (int e = 2 * h; e < 2 * h + 2; ++e) {
       x[n][e] = weight(x[n][e], base, unit);
-      state[h].sum += x[n][e];
+      sum += x[n][e];
     }
+    state[h].sum = kJoinLast ? before * rescale + sum : sum;
   }
 }
 

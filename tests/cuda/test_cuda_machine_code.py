@@ -36,8 +36,8 @@ WITHOUT_LDSM = ("ffn_few_rows", "ffn_product<float, 128, (Layout)2>", "ffn_produ
 #: Kernels that may use local memory, with the instructions that do: of the forward, and of the backward those that have
 #: more than BACKWARD_SPILLS. float32's operands come in three parts.
 SPILLS = {
-    "attention_forward<float, 64, true>": 15,
-    "attention_forward<float, 256, true>": 28,
+    "attention_forward<float, 128, true>": 6,
+    "attention_forward<float, 256, true>": 34,
     "attention_decode<float, 256>": 2,
 }
 #: Kernels of the backward may use it a little, since larger tiles repay it.

@@ -263,6 +263,10 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"length_{sq}x{sk}", {"seqlen_q": sq, "seqlen_k": sk, **({"sinks": "same"} if sk == 1 else {})}
     # Where the cap is nearly reached its derivative, 1 - tanh^2, cancels; with one key nothing else hides that.
     yield "softcap_reached", {"seqlen_k": 1, "head_dim": 1, "softcap": 0.5, "sinks": "same"}
+    # One row's products are dot products to a BLAS, and its sums are of vectors: less rounding than one long chain has.
+    one = {"seqlen_q": 1, "head_dim": 24, "batch": 1, "sinks": "same"}
+    yield "one_query", {**one, "seqlen_k": 136, "scale": 0.5}
+    yield "one_query_long", {**one, "seqlen_k": 700}
     yield "one_key", {"seqlen_k": 1, "gradients": ["v"], "lse": "value"}
     for causal in ("top_left", "bottom_right"):
         for sq, sk in ((64, 64), (70, 130), (130, 70), (2, 90)):
