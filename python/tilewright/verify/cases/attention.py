@@ -294,7 +294,8 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     small = {"batch": 2, "heads": 2, "heads_kv": 1, "head_dim": 16, "seqlen_q": 7, "seqlen_k": 11, "window": (4, 0)}
     yield "small_everything", {**FEATURES["everything"], **small, "dropout_p": 0.3, "lse": "gradient"}
     for mask in ("bool bhqk rows", "float32 bhqk inf"):
-        yield f"small_{mask.split()[-1]}", {**small, "batch": 1, "mask": mask, "sinks": "same", "lse": "gradient"}
+        one = {"batch": 1, "heads": 1, "mask": mask, "sinks": "same", "lse": "gradient"}
+        yield f"small_{mask.split()[-1]}", {**small, **one}
     yield "dropout_causal_longer_keys", {"dropout_p": 0.2, "causal": "bottom_right", "seqlen_q": 66, "seqlen_k": 130}
     for memory in MEMORIES[1:]:
         yield f"memory_{memory}", {"memory": memory, "causal": "top_left", "head_dim": 50, "heads": 3}

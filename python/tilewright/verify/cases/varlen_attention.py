@@ -91,7 +91,7 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     small = {"heads": 2, "heads_kv": 1, "head_dim": 16, "window": (4, 0)}
     lengths = {"lengths_q": [3, 0, 7], "lengths_k": [6, 2, 9]}
     yield "small_everything", {**FEATURES["everything"], **small, **lengths, "dropout_p": 0.3, "lse": "gradient"}
-    one = {"lengths_q": [7], "lengths_k": [9]}
+    one = {"lengths_q": [7], "lengths_k": [9], "heads": 1}
     for mask in ("bool bhqk rows", "float32 bhqk inf"):
         yield f"small_{mask.split()[-1]}", {**small, **one, "mask": mask, "sinks": "same"}
     for d, dv in ((1, 1), (3, 3), (50, 50), (64, 64), (80, 48), (128, 128), (256, 256)):
