@@ -98,6 +98,8 @@ inline void gemm_panel(int64_t rows, int vectors, int64_t depth, const A* a, int
 constexpr int64_t kDepthBlock = 64;
 // Where rounding is felt most, or there are too few rows for the product's speed to matter.
 constexpr int64_t kShortBlock = 16;
+// Where a BLAS has no products of matrices, but dot products, which it adds up in vectors.
+constexpr int64_t kDotBlock = 8;
 template <class A, bool TRANSPOSED>
 inline void gemm(int64_t rows, int vectors, int64_t depth, const A* a, int64_t lda, const A* b, int64_t ldb, A* c,
                  int64_t ldc, Accumulate<A> accumulate, int64_t block = kDepthBlock) {

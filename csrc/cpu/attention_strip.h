@@ -198,20 +198,19 @@ TW_INLINE Tanh<vdouble> softcap_tanh(vdouble x) {
 }
 
 // The depth of the products' blocks; for the scores it must be the same in the forward and the backward pass. Of few scores
-// the product's speed matters less than that lse may be the rounding of one of them, which a BLAS adds up as a dot product;
-// of no more rows than a strip has it costs nothing (0.90 to 1.02 times as long, 1 to 16 rows by 1024 to 4096 keys).
+// the product's speed matters less than that lse may be the rounding of one of them, which a BLAS adds up as a dot product.
 constexpr int64_t kFewScores = 256 * 256;
 template <class A>
 int64_t score_block(const AttentionParams& p) {
   const int64_t rows = p.seqlen_q * (p.heads / p.heads_kv);
-  if (rows <= kStripLanes<A>) return kShortBlock / 2;
+  if (rows <= kStripLanes<A>) return kDotBlock;
   return rows * p.seqlen_k <= kFewScores ? kShortBlock : kDepthBlock;
 }
 
 // A head this narrow takes little time whatever is done; its products are matrices by vectors, which a BLAS adds up as dot
 // products, and its weights lean on each of its dims, so that dQ and dK show rounding that averages out elsewhere.
 inline bool is_narrow(const AttentionParams& p) { return p.head_dim <= 8; }
-inline int64_t gradient_block(const AttentionParams& p) { return is_narrow(p) ? kShortBlock / 2 : kDepthBlock; }
+inline int64_t gradient_block(const AttentionParams& p) { return is_narrow(p) ? kDotBlock : kDepthBlock; }
 
 // Scores come out of the product as q . k with Q packed as given but for the sign: rounding scale * q first would cost the
 // exact products of half precision. What is left to multiply by joins the softmax's exponential, or, where something is

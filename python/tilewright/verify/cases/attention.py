@@ -264,9 +264,9 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     # Where the cap is nearly reached its derivative, 1 - tanh^2, cancels; with one key nothing else hides that.
     yield "softcap_reached", {"seqlen_k": 1, "head_dim": 1, "softcap": 0.5, "sinks": "same"}
     # One row's products are dot products to a BLAS, and its sums are of vectors: less rounding than one long chain has.
-    one = {"seqlen_q": 1, "head_dim": 24, "batch": 1, "sinks": "same"}
-    yield "one_query", {**one, "seqlen_k": 136, "scale": 0.5}
-    yield "one_query_long", {**one, "seqlen_k": 700}
+    query = {"seqlen_q": 1, "head_dim": 24, "batch": 1, "sinks": "same"}
+    yield "one_query", {**query, "seqlen_k": 136, "scale": 0.5}
+    yield "one_query_long", {**query, "seqlen_k": 700}
     yield "one_key", {"seqlen_k": 1, "gradients": ["v"], "lse": "value"}
     for causal in ("top_left", "bottom_right"):
         for sq, sk in ((64, 64), (70, 130), (130, 70), (2, 90)):
@@ -293,9 +293,9 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "dropout_everything", {**FEATURES["everything"], "dropout_p": 0.3}
     small = {"batch": 2, "heads": 2, "heads_kv": 1, "head_dim": 16, "seqlen_q": 7, "seqlen_k": 11, "window": (4, 0)}
     yield "small_everything", {**FEATURES["everything"], **small, "dropout_p": 0.3, "lse": "gradient"}
+    one = {"batch": 1, "heads": 1, "sinks": "same", "lse": "gradient"}
     for mask in ("bool bhqk rows", "float32 bhqk inf"):
-        one = {"batch": 1, "heads": 1, "mask": mask, "sinks": "same", "lse": "gradient"}
-        yield f"small_{mask.split()[-1]}", {**small, **one}
+        yield f"small_{mask.split()[-1]}", {**small, **one, "mask": mask}
     yield "dropout_causal_longer_keys", {"dropout_p": 0.2, "causal": "bottom_right", "seqlen_q": 66, "seqlen_k": 130}
     for memory in MEMORIES[1:]:
         yield f"memory_{memory}", {"memory": memory, "causal": "top_left", "head_dim": 50, "heads": 3}
