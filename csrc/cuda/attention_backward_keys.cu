@@ -81,7 +81,7 @@ attention_backward_keys_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
       const int head = head_of(tile), start = start_of(tile);
       float x[kQueries / 8][4] = {}, dx[kQueries / 8][4] = {};
       // The scores and products of attention_backward_rows.cu, bit for bit: where a query sees one key they cancel.
-      multiply_rows<true>(x, k_tile, warp_row, q_tile(stage), kWidth == kFewKeysWidth && has_few_keys(p));
+      multiply_rows<true>(x, k_tile, warp_row, q_tile(stage));
       multiply_rows<true>(dx, v_tile, warp_row, dout_tile(stage));
       const bool cut = start < range.lo_all || start + kQueries > range.hi_all || last - first + 1 < kKeys;
       const int j = first + warp_row + lane / 4;  // this lane's keys: j and j + 8

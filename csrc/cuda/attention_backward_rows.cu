@@ -50,7 +50,7 @@ TW_DEVICE void add_products(const AttentionParams& p, const Sequence& s, int hea
 }
 
 template <class T, int kWidth, bool kOptions>
-TW_KERNEL((Sizes<T, kWidth>::kThreads))
+TW_KERNEL_OF_BLOCKS((Sizes<T, kWidth>::kThreads), (sizeof(T) == 2 && kWidth == 64 && !kOptions ? 3 : 0))
 attention_backward_rows_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   using S = Sizes<T, kWidth>;
   using Matrix = Tile<T, kWidth>;
@@ -112,7 +112,7 @@ attention_backward_rows_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
     const int start = start_of(step);
     if (busy) {
       float x[kKeys / 8][4] = {}, dx[kKeys / 8][4] = {}, products[2] = {};
-      multiply_rows(x, q_tile, warp_row, k_tile(stage), kWidth == kFewKeysWidth && has_few_keys(p));
+      multiply_rows(x, q_tile, warp_row, k_tile(stage));
       multiply_rows(dx, dout_tile, warp_row, v_tile(stage));
       const bool cut = start < range.lo_all || start + kKeys > range.hi_all;
       const uint32_t kept = dropout.on ? dropout.kept<kKeys / 8>(p, s, q, start) : ~0u;

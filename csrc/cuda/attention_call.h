@@ -21,11 +21,6 @@ struct Sequence {
   int nearest, farthest;  // of the keys j that it sees: bounds of j - i
 };
 
-// Scores are then summed with rounding (multiply_rows), in every kernel alike, by the instance of that width. Of more keys the
-// errors average out: with one, the lse was up to twice as far off as from rounded sums.
-TW_HOST_DEVICE bool has_few_keys(const AttentionParams& p) { return p.seqlen_k <= 16; }
-constexpr int kFewKeysWidth = 256;
-
 // Rows of a packed sequence.
 struct PackedRows {
   int first, count;

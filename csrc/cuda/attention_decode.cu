@@ -138,7 +138,7 @@ attention_decode_kernel(TW_KERNEL_ARGUMENT DecodeLaunch d) {
     sync_warp();
     const int start = start_of(tile);
     float x[kKeys / 8][4] = {};
-    multiply_rows(x, q_tile, 0, k_tile(tile % kStages), true);
+    multiply_rows(x, q_tile, 0, k_tile(tile % kStages));
     tiles_to_logits<T, true>(x, p, s, q, start,
                              start < range.lo_all || start + kKeys > range.hi_all || start + kKeys > range.hi);
     to_weights<T>(x, state, out, 1.0f);

@@ -18,10 +18,15 @@ struct Sizes {
   static constexpr int kRows = kRowBytes <= 512 ? 64 : 32, kThreads = 2 * kRows;
   static constexpr int kKeys = kRowBytes <= 256 ? 64 : kRowBytes <= 512 ? 32 : 16;
   static constexpr int kShared = (kRows + 4 * kKeys) * kRowBytes;
-  // Where the compiler, without a number (0), makes room for more blocks than shared memory has, in local memory.
-  static constexpr int kBlocks = sizeof(T) == 2 ? (kWidth == 128 ? 3 : 0) : (kWidth == 64 ? 2 : 0);
   static_assert(kShared <= 96 * 1024);
 };
+
+// Blocks that the compiler makes room for: those that shared memory has, where it would choose more of them, and local memory,
+// or fewer. 0: it chooses.
+template <class T, int kWidth, bool kOptions>
+constexpr int kBlocks = Sizes<T, kWidth>::kRowBytes == 256                ? 2
+                        : Sizes<T, kWidth>::kRowBytes == 128 && !kOptions ? 4
+                                                                          : 0;
 
 // What this block has: rows [first, last] of a head.
 template <int kRows>
@@ -57,7 +62,7 @@ TW_APART void write_by_pairs(const AttentionParams& p) {
 }
 
 template <class T, int kWidth, bool kOptions>
-TW_KERNEL_OF_BLOCKS((Sizes<T, kWidth>::kThreads), (Sizes<T, kWidth>::kBlocks))
+TW_KERNEL_OF_BLOCKS((Sizes<T, kWidth>::kThreads), (kBlocks<T, kWidth, kOptions>))
 attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
   using Matrix = Tile<T, kWidth>;
   constexpr int kRows = Sizes<T, kWidth>::kRows, kKeys = Sizes<T, kWidth>::kKeys;
@@ -97,7 +102,7 @@ attention_forward_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
     sync_block();
     if (busy) {
       float x[kKeys / 8][4] = {};
-      multiply_rows(x, q_tile, warp_row, k_tile(stage), kWidth == kFewKeysWidth && has_few_keys(p));
+      multiply_rows(x, q_tile, warp_row, k_tile(stage));
       tiles_to_logits<T, kOptions>(x, p, s, q, start, start < range.lo_all || start + kKeys > range.hi_all);
       to_weights<T>(x, state, out, unit);
       if (kOptions && dropout.on) drop(x, p, s, dropout, q, start);

@@ -71,8 +71,7 @@ int launch_width(const AttentionParams& p, Stream stream) {
 }
 template <class Kernel, class T>
 int launch_type(const AttentionParams& p, Stream stream) {
-  int64_t width = p.head_dim > p.head_dim_v ? p.head_dim : p.head_dim_v;
-  if (sizeof(T) == 2 && has_few_keys(p)) width = kFewKeysWidth;
+  const int64_t width = p.head_dim > p.head_dim_v ? p.head_dim : p.head_dim_v;
   if (width <= 64) return launch_width<Kernel, T, 64>(p, stream);
   if (width <= 128) return launch_width<Kernel, T, 128>(p, stream);
   return launch_width<Kernel, T, 256>(p, stream);

@@ -82,7 +82,7 @@ attention_mask_gradient_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {
             commit_copies();
             wait_for_copies<0>();
             sync_block();
-            multiply_rows(x, q_tile, warp_row, k_tile, has_few_keys(p));
+            multiply_rows(x, q_tile, warp_row, k_tile);
             multiply_rows(dx, dout_tile, warp_row, v_tile);
           }
           Query q[2];

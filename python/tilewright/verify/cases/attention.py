@@ -267,6 +267,10 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     query = {"seqlen_q": 1, "head_dim": 24, "batch": 1, "sinks": "same"}
     yield "one_query", {**query, "seqlen_k": 136, "scale": 0.5}
     yield "one_query_long", {**query, "seqlen_k": 700}
+    # Where one key has a row, its score's error is that of the lse, and nothing averages it out.
+    steep = {"scale": 1.0, "lse": "value"}
+    yield "steep", {**steep, "seqlen_q": 70, "seqlen_k": 70, "head_dim": 128}
+    yield "steep_one_query", {**steep, "seqlen_q": 1, "seqlen_k": 130, "head_dim": 64}
     yield "one_key", {"seqlen_k": 1, "gradients": ["v"], "lse": "value"}
     for causal in ("top_left", "bottom_right"):
         for sq, sk in ((64, 64), (70, 130), (130, 70), (2, 90)):

@@ -73,6 +73,8 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "one_sequence", {"lengths_q": [70]}
     yield "ones", {"lengths_q": [1] * 9, "causal": "bottom_right", "sinks": "same"}
     yield "decode", {"lengths_q": [1, 1, 1], "lengths_k": [100, 3, 65], "causal": "bottom_right"}
+    few = {"lengths_q": [1, 3, 2], "lengths_k": [40, 9, 30], "head_dim": 93}
+    yield "few_keys_seen", {**few, "causal": "top_left", "lse": "value"}
     yield "slack", {"slack": 20, "mask": "float b1qk"}
     for name, feature in FEATURES.items():
         yield name, {**feature, **cross}
