@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 import warnings
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -51,7 +52,8 @@ class Instance(NamedTuple):
 #: What has been launched since front_end_only(), each once for every chip.
 instances: list[Instance] = []
 
-_lowered: set[str] = set()
+#: Pairs of constants and types that a kernel has been lowered with.
+_met: set[frozenset[str]] = set()
 _lowering = True
 
 
@@ -74,13 +76,22 @@ def _do_compile(
     kernel_cache, _, target, backend, _ = self.device_caches[device]
     instance = Instance(self, signature, constexprs, attrs, options)
     instances.append(instance)
-    # What is aligned changes no more than hints, warps and stages nothing, and types of 16 bits are alike.
-    name = f"{self.cache_key} {instance.types} {instance.constants_by_name}".replace("fp16", "bf16")
-    if _lowering and name not in _lowered:
+    pairs = _pairs(instance)
+    if _lowering and not pairs <= _met:
         _lower(self.ASTSource(self, signature, constexprs, attrs), target, backend, options)
-        _lowered.add(name)
+        _met.update(pairs)
     kernel_cache[key] = found = _Kernel(self.__name__, options.num_warps)
     return found
+
+
+def _pairs(instance: Instance) -> set[frozenset[str]]:
+    """Any two of its constants and types. An instance is lowered where two meet for the first time in its kernel: what
+    only three decide together is rare, and with all of them everything takes half as long again. What is aligned
+    changes no more than hints, warps and stages nothing, and types of 16 bits are alike."""
+    kernel = instance.kernel.cache_key
+    types = {n: t.replace("fp16", "bf16") for n, t in instance.signature.items() if t in instance.types}
+    named = [f"{kernel} {name}={value}" for name, value in (types | instance.constants_by_name).items()]
+    return {frozenset(pair) for pair in itertools.combinations(named, 2)}
 
 
 def _lower(source: Any, target: Any, backend: Any, options: Any) -> Any:
