@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +14,27 @@ import torch
 _inductor = tempfile.TemporaryDirectory(prefix="tilewright-inductor-")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = _inductor.name
 
+
+def _patch_triton_once() -> None:
+    """Triton's interpreter patches triton.language for a launch, and again, to no effect, for each call of a function
+    in it: a quarter of its time."""
+    from triton.runtime import interpreter
+
+    patch, language = interpreter._patch_lang, interpreter.tl
+
+    def once(fn: Any) -> Any:
+        used = [m for m in fn.__globals__.values() if m is language or m is language.core]
+        done = not any(language.core.is_builtin(m.load) for m in used)
+        return interpreter._LangPatchScope() if done else patch(fn)
+
+    interpreter._patch_lang = once
+
+
 # Without a GPU Triton kernels run in Triton's interpreter. That is decided when they are imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if importlib.util.find_spec("triton") is not None:
+        _patch_triton_once()
 
 # Launch configurations that somebody has tuned on this machine are no part of what is tested.
 os.environ["TILEWRIGHT_TUNED"] = "off"
