@@ -49,6 +49,7 @@ TW_DEVICE void add_products(const AttentionParams& p, const Sequence& s, int hea
   }
 }
 
+// Blocks as in attention_forward.cu.
 template <class T, int kWidth, bool kOptions>
 TW_KERNEL_OF_BLOCKS((Sizes<T, kWidth>::kThreads), (sizeof(T) == 2 && kWidth == 64 && !kOptions ? 3 : 0))
 attention_backward_rows_kernel(TW_KERNEL_ARGUMENT AttentionLaunch l) {

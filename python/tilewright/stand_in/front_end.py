@@ -76,8 +76,7 @@ def _do_compile(
     kernel_cache, _, target, backend, _ = self.device_caches[device]
     instance = Instance(self, signature, constexprs, attrs, options)
     instances.append(instance)
-    pairs = _pairs(instance)
-    if _lowering and not pairs <= _met:
+    if _lowering and not (pairs := _pairs(instance)) <= _met:
         _lower(self.ASTSource(self, signature, constexprs, attrs), target, backend, options)
         _met.update(pairs)
     kernel_cache[key] = found = _Kernel(self.__name__, options.num_warps)
@@ -88,8 +87,8 @@ def _pairs(instance: Instance) -> set[frozenset[str]]:
     """Any two of its constants and types. An instance is lowered where two meet for the first time in its kernel: what
     only three decide together is rare, and with all of them everything takes half as long again. What is aligned
     changes no more than hints, warps and stages nothing, and types of 16 bits are alike."""
-    kernel = instance.kernel.cache_key
-    types = {n: t.replace("fp16", "bf16") for n, t in instance.signature.items() if t in instance.types}
+    kernel, tensors = instance.kernel.cache_key, instance.types
+    types = {n: t.replace("fp16", "bf16") for n, t in instance.signature.items() if t in tensors}
     named = [f"{kernel} {name}={value}" for name, value in (types | instance.constants_by_name).items()]
     return {frozenset(pair) for pair in itertools.combinations(named, 2)}
 
